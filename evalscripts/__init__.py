@@ -1,0 +1,1 @@
+"""Sentinel Hub evalscripts, one per product, valid as they stand."""

@@ -1,0 +1,1 @@
+"""The flows: one file per flow, each a narrative over the stages in ``tasks``."""

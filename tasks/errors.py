@@ -1,0 +1,47 @@
+"""What can go wrong, one class per decision that a caller can take.
+
+::
+
+    EopatchFlowError
+    ├── InvalidInput        the request's fault: change the input, nothing was bought
+    ├── BudgetExceeded      the price is above what was allowed: raise the cap or ask for less
+    ├── ServiceError        Sentinel Hub answered wrongly or not at all: try again later
+    │   └── AccessDenied    it answered that the credentials are wrong or not sufficient
+    ├── JobFailed           the batch request itself ended FAILED or STOPPED
+    ├── WorkInProgress      another run owns this work
+    └── TileError           one tile's data is missing, corrupt or not what was asked for
+
+Messages say what was asked, what came, and what to do next.
+"""
+
+
+class EopatchFlowError(Exception):
+    """Base of every error that this project raises on purpose."""
+
+
+class InvalidInput(EopatchFlowError, ValueError):
+    """The input cannot be processed; nothing was created or bought."""
+
+
+class BudgetExceeded(EopatchFlowError):
+    """The price of the work is above the cap that was given."""
+
+
+class ServiceError(EopatchFlowError):
+    """Sentinel Hub or the object store did not do what it was asked."""
+
+
+class AccessDenied(ServiceError):
+    """Credentials are wrong, or do not allow what was asked."""
+
+
+class JobFailed(EopatchFlowError):
+    """The batch request ended in a state that delivers nothing more."""
+
+
+class WorkInProgress(EopatchFlowError):
+    """Another run holds the lease on the same work."""
+
+
+class TileError(EopatchFlowError):
+    """One tile cannot be converted; the others are not affected."""
