@@ -5,8 +5,9 @@
     EopatchFlowError
     ├── InvalidInput        the request's fault: change the input, nothing was bought
     ├── BudgetExceeded      the price is above what was allowed: raise the cap or ask for less
-    ├── ServiceError        Sentinel Hub answered wrongly or not at all: try again later
-    │   └── AccessDenied    it answered that the credentials are wrong or not sufficient
+    ├── ServiceError        Sentinel Hub refused, or answered what cannot be understood
+    │   ├── AccessDenied    the credentials are wrong or not sufficient: mend them
+    │   └── Unavailable     no answer, too many requests, an error of its own: ask again later
     ├── JobFailed           the batch request itself ended FAILED or STOPPED
     ├── WorkInProgress      another run owns this work
     └── TileError           one tile's data is missing, corrupt or not what was asked for
@@ -33,6 +34,10 @@ class ServiceError(EopatchFlowError):
 
 class AccessDenied(ServiceError):
     """Credentials are wrong, or do not allow what was asked."""
+
+
+class Unavailable(ServiceError):
+    """The service could not answer now; the same question may be asked again."""
 
 
 class JobFailed(EopatchFlowError):

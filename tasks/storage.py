@@ -86,7 +86,7 @@ class Storage(BaseModel):
     def _apart(self) -> Self:
         if (self.destination + "/").startswith(self.tiles_url + "/"):
             raise ValueError(
-                f"EOPatches would go to {self.destination}, inside of {self.tiles_url}, where the tiles go; choose two places."
+                f"EOPatches would go to {self.destination}, inside of the tiles in {self.tiles_url}; choose two places."
             )
         return self
 

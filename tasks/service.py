@@ -1,0 +1,191 @@
+"""Sentinel Hub as a client sees it: endpoints, credentials, and calls that end in one of our errors.
+
+The client of ``sentinelhub`` waits without bound on 429, repeats a POST by itself after 5xx, and never renews a token
+that was refused. Here each call is made once: who calls decides what may be asked again.
+"""
+
+import os
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import requests
+from oauthlib.oauth2 import OAuth2Error
+from prefect.blocks.core import Block
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from sentinelhub import BatchProcessClient, SHConfig
+from sentinelhub.download import SentinelHubDownloadClient
+from sentinelhub.exceptions import DownloadFailedException, OutOfRequestsException, SHRateLimitWarning
+
+from tasks.errors import AccessDenied, InvalidInput, ServiceError, Unavailable
+from tasks.storage import is_loopback
+
+LOCALHUB_CLIENT = ("localhub", "localhub")
+"""Client id and secret of the stand-in; used on loopback only, and only by default."""
+
+TOKEN_URLS = {
+    "services.sentinel-hub.com": "https://services.sentinel-hub.com/auth/realms/main/protocol/openid-connect/token",
+    "sh.dataspace.copernicus.eu": (
+        "https://identity.dataspace.copernicus.eu/auth/realms/CDSE/protocol/openid-connect/token"
+    ),
+}
+"""Where the known deployments give tokens (sentinelhub-py, configuration of Copernicus Data Space)."""
+
+TIMEOUT_SECONDS = 60.0
+
+T = TypeVar("T")
+
+
+class SentinelHubCredentials(Block):
+    """An OAuth client of Sentinel Hub, kept by Prefect and named, never passed, as a parameter."""
+
+    _block_type_name = "Sentinel Hub Credentials (eopatch-flow)"
+    _block_type_slug = "eopatch-flow-sentinel-hub-credentials"
+
+    client_id: str = Field(title="OAuth client id")
+    client_secret: SecretStr = Field(title="OAuth client secret")
+
+
+class Service(BaseModel):
+    """Which deployment of Sentinel Hub does the work, and as whom."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", title="Sentinel Hub")
+
+    base_url: str = Field(
+        default="http://127.0.0.1:8484",
+        title="Service URL",
+        description="Sentinel Hub's base URL. The default is the stand-in that 'eopatch-flow localhub' serves.",
+        examples=["https://services.sentinel-hub.com", "https://sh.dataspace.copernicus.eu"],
+        pattern=r"^https?://[^/]+.*$",
+    )
+    token_url: str | None = Field(
+        default=None,
+        title="Token URL",
+        description="Where OAuth tokens are given; empty for the known deployments and localhub.",
+        examples=[TOKEN_URLS["sh.dataspace.copernicus.eu"]],
+    )
+    credentials_block: str | None = Field(
+        default=None,
+        title="Sentinel Hub credentials",
+        description="Name of a 'Sentinel Hub Credentials (eopatch-flow)' block; empty for SH_CLIENT_ID and "
+        "SH_CLIENT_SECRET of the environment.",
+        examples=["my-oauth-client"],
+    )
+
+
+def token_url(service: Service) -> str:
+    """The address that gives tokens for ``service``.
+
+    Raises:
+        InvalidInput: it is not known, or is plain http on another machine.
+    """
+    base = service.base_url.rstrip("/")
+    found = service.token_url or TOKEN_URLS.get(urlsplit(base).hostname or "")
+    if found is None and is_loopback(base):
+        found = f"{base}/auth/realms/main/protocol/openid-connect/token"
+    if found is None:
+        raise InvalidInput(f"The token URL of {base} is not known; give it as service.token_url.")
+    for url in (base, found):
+        if not url.startswith("https://") and not is_loopback(url):
+            raise InvalidInput(f"{url} would carry credentials in the clear; use https (http is for loopback only).")
+    return found
+
+
+def connect(service: Service) -> BatchProcessClient:
+    """A client that makes each call once, within bounds of time.
+
+    Raises:
+        InvalidInput: no credentials, or an address that cannot be used.
+    """
+    config = SHConfig(use_defaults=True)
+    config.sh_base_url = service.base_url.rstrip("/")
+    config.sh_token_url = token_url(service)
+    config.sh_client_id, config.sh_client_secret = _client_of(service)
+    config.max_download_attempts = 1
+    config.max_retries = 1
+    config.download_timeout_seconds = TIMEOUT_SECONDS
+    if is_loopback(config.sh_token_url):
+        os.environ["OAUTHLIB_INSECURE_TRANSPORT"] = "1"  # its client refuses http even to this very machine
+    return BatchProcessClient(config=config)
+
+
+def call(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """Call the client once and translate what goes wrong; a token that was refused is renewed, once.
+
+    Raises:
+        InvalidInput: 400, the request itself is wrong.
+        AccessDenied: 401 with a new token, 403, or a wrong client.
+        Unavailable: 404 (a new request is not everywhere known at once), 429, 5xx, no connection, no answer in time.
+        ServiceError: any other refusal.
+    """
+    try:
+        return _call_once(function, *args, **kwargs)
+    except AccessDenied:
+        SentinelHubDownloadClient.clear_cache()
+        return _call_once(function, *args, **kwargs)
+
+
+def _call_once(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SHRateLimitWarning)
+            return function(*args, **kwargs)
+    except OutOfRequestsException as error:
+        raise Unavailable("Sentinel Hub answered 429: too many requests; asked again later.") from error
+    except DownloadFailedException as error:
+        raise _translated(error.request_exception, str(error)) from error
+    except requests.RequestException as error:
+        raise _translated(error, str(error)) from error
+    except OAuth2Error as error:
+        raise AccessDenied(
+            f"Sentinel Hub refused the OAuth client: {error.description or error.error}. Check client id and secret."
+        ) from error
+
+
+def _translated(cause: requests.RequestException | None, text: str) -> Exception:
+    response = getattr(cause, "response", None)
+    if response is None:
+        return Unavailable(f"Sentinel Hub did not answer: {cause or text}")
+    status, said = response.status_code, _message(response)
+    if status == requests.codes.bad_request:
+        return InvalidInput(f"Sentinel Hub refused the request (400): {said}")
+    if status in (requests.codes.unauthorized, requests.codes.forbidden):
+        return AccessDenied(f"Sentinel Hub denied access ({status}): {said}. Check the credentials and their rights.")
+    if status in (requests.codes.not_found, requests.codes.too_many_requests) or status >= requests.codes.server_error:
+        return Unavailable(f"Sentinel Hub answered {status}: {said}")
+    return ServiceError(f"Sentinel Hub answered {status}: {said}")
+
+
+def _message(response: requests.Response) -> str:
+    """The text of the service's error body, ``{"error": {"message": …}}``, or the start of whatever came."""
+    try:
+        error = response.json()["error"]
+    except (ValueError, KeyError, TypeError):
+        return response.text[:200].strip() or response.reason
+    return str(error.get("message", error) if isinstance(error, dict) else error).rstrip(".")
+
+
+def _client_of(service: Service) -> tuple[str, str]:
+    if service.credentials_block:
+        return _client_of_block(service.credentials_block)
+    client = os.environ.get("SH_CLIENT_ID"), os.environ.get("SH_CLIENT_SECRET")
+    if client[0] and client[1]:
+        return client[0], client[1]
+    if is_loopback(service.base_url):
+        return LOCALHUB_CLIENT
+    raise InvalidInput(
+        f"There are no credentials for {service.base_url}: name a block as service.credentials_block, or set "
+        "SH_CLIENT_ID and SH_CLIENT_SECRET in the environment."
+    )
+
+
+def _client_of_block(name: str) -> tuple[str, str]:
+    try:
+        block = SentinelHubCredentials.load(name)
+    except ValueError as error:
+        raise InvalidInput(
+            f"There is no 'Sentinel Hub Credentials (eopatch-flow)' block named '{name}'; create it in the Prefect UI."
+        ) from error
+    assert isinstance(block, SentinelHubCredentials)  # noqa: S101 - load is also typed for coroutines
+    return block.client_id, block.client_secret.get_secret_value()
