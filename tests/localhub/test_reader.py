@@ -1,0 +1,232 @@
+"""Bands and data masks land on the tile's grid as GDAL says they should, and unchanged where the grids coincide."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from rasterio.enums import Resampling
+from rasterio.warp import reproject
+from rasterio.windows import Window
+from shapely import box
+
+from localhub.archive import Archive, ArchiveError, Scene
+from localhub.reader import read_band, read_data_mask
+from tasks.grid import Tile
+
+WEST, NORTH = 560000.0, 5150000.0
+UTM_33, UTM_34 = 32633, 32634
+
+
+def _write(
+    path: Path, values: NDArray[Any], resolution: float, *, epsg: int | None = UTM_33, nodata: float | None = None
+) -> str:
+    with rasterio.open(
+        path,
+        "w",
+        driver="GTiff",
+        height=values.shape[0],
+        width=values.shape[1],
+        count=1,
+        dtype=values.dtype,
+        crs=f"EPSG:{epsg}" if epsg else None,
+        transform=Affine(resolution, 0, WEST, 0, -resolution, NORTH),
+        nodata=nodata,
+    ) as dataset:
+        dataset.write(values, 1)
+    return str(path)
+
+
+def _scene(assets: Mapping[str, str]) -> Scene:
+    time = datetime(2019, 7, 1, 10, tzinfo=UTC)
+    return Scene("S2A_TEST", "sentinel-2-l1c", time, 0.0, box(15.7, 46.3, 15.9, 46.5), dict(assets), {})
+
+
+def _tile(
+    columns: int, rows: int, resolution: float, *, left: float = WEST, top: float = NORTH, epsg: int = UTM_33
+) -> Tile:
+    bounds = (left, top - rows * resolution, left + columns * resolution, top)
+    return Tile("tile", epsg, bounds, columns, rows)
+
+
+def _reference_warp(path: str, tile: Tile, resampling: Resampling) -> NDArray[Any]:
+    """The same question put to GDAL another way: whole arrays in memory."""
+    with rasterio.open(path) as dataset:
+        result = np.zeros((tile.height, tile.width), dataset.dtypes[0])
+        reproject(
+            dataset.read(1),
+            result,
+            src_transform=dataset.transform,
+            src_crs=dataset.crs,
+            dst_transform=tile.transform,
+            dst_crs=f"EPSG:{tile.epsg}",
+            resampling=resampling,
+            XSCALE=dataset.res[0] / tile.resolution[0],
+            YSCALE=dataset.res[1] / tile.resolution[1],
+        )
+    return result
+
+
+@pytest.fixture(scope="module")
+def noise() -> NDArray[np.uint16]:
+    return np.random.default_rng(5).integers(1, 10000, (300, 320), dtype=np.uint16)
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory, noise: NDArray[np.uint16]) -> Scene:
+    folder = tmp_path_factory.mktemp("scene")
+    classes = np.random.default_rng(6).integers(0, 12, noise.shape, dtype=np.uint8)
+    return _scene({"B02": _write(folder / "B02.tif", noise, 10), "SCL": _write(folder / "SCL.tif", classes, 10)})
+
+
+def test_a_tile_on_the_files_grid_gets_the_files_pixels(scene: Scene, noise: NDArray[np.uint16]) -> None:
+    tile = _tile(50, 40, 10, left=WEST + 70, top=NORTH - 30)
+    assert np.array_equal(read_band(scene, "B02", tile), noise[3:43, 7:57])
+
+
+@given(column=st.integers(-60, 330), row=st.integers(-60, 310), columns=st.integers(1, 90), rows=st.integers(1, 90))
+def test_pixels_outside_the_file_are_0_and_have_no_data(
+    scene: Scene, noise: NDArray[np.uint16], column: int, row: int, columns: int, rows: int
+) -> None:
+    tile = _tile(columns, rows, 10, left=WEST + 10 * column, top=NORTH - 10 * row)
+    padded = np.pad(noise, 200)[200 + row : 200 + row + rows, 200 + column : 200 + column + columns]
+    assert np.array_equal(read_band(scene, "B02", tile), padded)
+    assert np.array_equal(read_data_mask(scene, tile), padded != 0)
+
+
+@pytest.mark.parametrize("resampling", ["NEAREST", "BILINEAR", "BICUBIC"])
+@pytest.mark.parametrize(
+    "tile",
+    [
+        _tile(100, 90, 20, left=WEST + 200, top=NORTH - 400),
+        _tile(100, 90, 7, left=WEST + 203, top=NORTH - 401),
+        _tile(200, 200, 20, left=WEST - 300, top=NORTH + 300),
+        _tile(120, 110, 20, left=99400.0, top=5163000.0, epsg=UTM_34),
+    ],
+    ids=["coarser", "finer", "beyond the file", "next UTM zone"],
+)
+def test_other_grids_agree_with_gdals_warp_of_whole_arrays(scene: Scene, tile: Tile, resampling: Any) -> None:
+    method = {"NEAREST": Resampling.nearest, "BILINEAR": Resampling.bilinear, "BICUBIC": Resampling.cubic}[resampling]
+    read = read_band(scene, "B02", tile, resampling=resampling)
+    assert read.dtype == np.uint16
+    assert (read != 0).any()
+    assert np.array_equal(read, _reference_warp(scene.assets["B02"], tile, method))
+
+
+def test_nearest_of_twice_the_pixel_size_takes_the_pixel_below_and_right_of_the_centre(
+    scene: Scene, noise: NDArray[np.uint16]
+) -> None:
+    assert np.array_equal(read_band(scene, "B02", _tile(50, 50, 20)), noise[1:100:2, 1:100:2])
+
+
+def test_bilinear_between_two_pixels_is_their_mean(tmp_path: Path) -> None:
+    values = np.array([[100, 200], [100, 200]], np.uint16)
+    scene = _scene({"B02": _write(tmp_path / "B02.tif", values, 10)})
+    tile = _tile(1, 1, 10, left=WEST + 5)
+    assert read_band(scene, "B02", tile, resampling="BILINEAR") == 150
+
+
+def test_bilinear_onto_twice_the_pixel_size_weighs_four_by_four_pixels(scene: Scene, noise: NDArray[np.uint16]) -> None:
+    weights = np.array([1, 3, 3, 1]) / 8  # a triangle as wide as two pixels of the tile
+    expected = [
+        [weights @ noise[2 * r - 1 : 2 * r + 3, 2 * c - 1 : 2 * c + 3] @ weights for c in range(20, 60)]
+        for r in range(20, 60)
+    ]
+    tile = _tile(200, 200, 20, left=WEST - 400, top=NORTH + 400)
+    read = read_band(scene, "B02", tile, resampling="BILINEAR")[40:80, 40:80]
+    assert np.abs(read - np.array(expected)).max() <= 0.501
+
+
+def test_classes_are_never_averaged(scene: Scene) -> None:
+    tile = _tile(60, 60, 13)
+    assert np.array_equal(read_band(scene, "SCL", tile, resampling="BICUBIC"), read_band(scene, "SCL", tile))
+
+
+@pytest.mark.parametrize(
+    "tile", [_tile(90, 80, 10, left=WEST - 50), _tile(120, 110, 20, left=99400.0, top=5163000.0, epsg=UTM_34)]
+)
+def test_windows_put_together_are_the_tile(scene: Scene, tile: Tile) -> None:
+    for band in ("B02", "dataMask"):
+        blocks = [
+            read_band(scene, band, tile, Window(0, row, tile.width, min(17, tile.height - row)), resampling="BILINEAR")
+            for row in range(0, tile.height, 17)
+        ]
+        assert np.array_equal(np.concatenate(blocks), read_band(scene, band, tile, resampling="BILINEAR"))
+
+
+def test_overviews_are_not_read(tmp_path: Path, noise: NDArray[np.uint16]) -> None:
+    path = _write(tmp_path / "B02.tif", noise, 10)
+    with rasterio.open(path, "r+") as dataset:
+        dataset.build_overviews([2, 4], Resampling.average)
+    assert np.array_equal(read_band(_scene({"B02": path}), "B02", _tile(50, 50, 40)), noise[2:200:4, 2:200:4])
+
+
+@pytest.mark.parametrize("resolution", [10, 20])
+def test_a_files_nodata_value_is_read_as_0_and_masked(tmp_path: Path, resolution: float) -> None:
+    values = np.full((40, 40), 7, np.uint16)
+    values[:, 20:] = 65535
+    scene = _scene({"B02": _write(tmp_path / "B02.tif", values, 10, nodata=65535)})
+    tile = _tile(int(400 / resolution), int(400 / resolution), resolution)
+    half = tile.width // 2
+    band, mask = read_band(scene, "B02", tile), read_data_mask(scene, tile)
+    assert (band[:, :half] == 7).all()
+    assert (mask[:, :half] == 1).all()
+    assert not band[:, half:].any()
+    assert not mask[:, half:].any()
+
+
+def test_no_data_does_not_bleed_into_interpolated_pixels(tmp_path: Path) -> None:
+    values = np.full((40, 40), 1000, np.uint16)
+    values[:, 20:] = 0
+    scene = _scene({"B02": _write(tmp_path / "B02.tif", values, 10, nodata=0)})
+    assert set(np.unique(read_band(scene, "B02", _tile(57, 57, 7), resampling="BILINEAR"))) == {0, 1000}
+
+
+def test_the_data_mask_of_the_archive_is_preferred(tmp_path: Path) -> None:
+    values = np.full((20, 20), 7, np.uint16)
+    stored = np.zeros((20, 20), np.uint8)
+    stored[:5] = 255
+    scene = _scene(
+        {"B02": _write(tmp_path / "B02.tif", values, 10), "dataMask": _write(tmp_path / "dataMask.tif", stored, 10)}
+    )
+    mask = read_band(scene, "dataMask", _tile(20, 20, 10))
+    assert mask.dtype == np.uint8
+    assert mask.sum() == 100
+    assert (mask[:5] == 1).all()
+
+
+def test_bad_requests_and_files_are_named(scene: Scene, tmp_path: Path) -> None:
+    tile = _tile(50, 40, 10)
+    with pytest.raises(ArchiveError, match=r"S2A_TEST .* has no band B99. It has: B02, SCL"):
+        read_band(scene, "B99", tile)
+    with pytest.raises(ValueError, match="Resampling 'LANCZOS' is not known"):
+        read_band(scene, "B02", tile, resampling="LANCZOS")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="leaves tile tile of 40 rows and 50 columns"):
+        read_band(scene, "B02", tile, Window(0, 30, 50, 11))
+    broken = tmp_path / "B02.tif"
+    broken.write_bytes(b"II*\0nothing")
+    with pytest.raises(ArchiveError, match="Band B02 of scene S2A_TEST cannot be read from"):
+        read_band(replace(scene, assets={"B02": str(broken)}), "B02", tile)
+
+
+def test_a_file_without_a_crs_is_refused(tmp_path: Path) -> None:
+    path = _write(tmp_path / "B02.tif", np.ones((20, 20), np.uint16), 10, epsg=None)
+    with pytest.raises(ArchiveError, match="B02 of scene S2A_TEST"):
+        read_band(_scene({"B02": path}), "B02", _tile(20, 20, 10))
+
+
+def test_a_tile_on_a_real_scenes_grid_gets_its_pixels_bit_for_bit(test_data: Path) -> None:
+    scene = Archive.open(test_data / "s2-slovenia-2015").scenes[0]
+    with rasterio.open(scene.assets["B08"]) as dataset:
+        stored, bounds = dataset.read(1), dataset.bounds
+    tile = Tile("patch", UTM_33, tuple(bounds), 100, 101)
+    assert np.array_equal(read_band(scene, "B08", tile), stored)
+    assert read_data_mask(scene, tile).all()
