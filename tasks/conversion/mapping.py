@@ -1,0 +1,216 @@
+"""Which features an EOPatch gets: a declarative mapping from an evalscript's outputs, and two builders of it."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from tasks.errors import InvalidInput
+
+REFLECTANCE_SCALE = 1e-4
+"""Reflectance per unit of a UINT16 band."""
+INDEX_SCALE, INDEX_OFFSET, INDEX_NO_DATA = 1e-4, -1.0, 65535
+"""Indices travel as UINT16 ``round(10000 * (index + 1))``, 65535 being no data."""
+
+SampleType = Literal["AUTO", "UINT8", "INT8", "UINT16", "INT16", "FLOAT32"]
+"""Sample types of outputs (Sentinel Hub, "Evalscript V3", output object); AUTO is delivered as UINT8."""
+StoredType = Literal["uint8", "int8", "uint16", "int16", "int64", "float32"]
+"""NumPy types of stored features."""
+Output = tuple[str, int, SampleType]
+"""An output of an evalscript as ``setup`` declares it: id, number of bands, sample type."""
+
+
+class FeatureRule(BaseModel):
+    """How one feature is made of one or several outputs: ``value = number * scale + offset``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    feature_type: Literal["data", "mask", "data_timeless", "mask_timeless"] = Field(
+        title="Feature type",
+        description="eo-learn's feature type. Of a timeless feature the bands of a file are bands, of others dates.",
+        examples=["data"],
+    )
+    name: str = Field(
+        title="Feature name",
+        description="Name of the feature in the EOPatch.",
+        examples=["BANDS"],
+        pattern=r"^[^./\\|;:\n\t*?\[\]]+$",  # what eo-learn forbids, and patterns of file names
+    )
+    outputs: tuple[str, ...] = Field(
+        title="Outputs",
+        description="Ids of the evalscript's outputs that stand along the band axis, in this order.",
+        examples=[["B02", "B03", "B04"]],
+        min_length=1,
+    )
+    scale: float = Field(
+        default=1.0, title="Scale", description="Factor from delivered numbers to values.", examples=[REFLECTANCE_SCALE]
+    )
+    offset: float = Field(default=0.0, title="Offset", description="Added to the value after scaling.", examples=[-1.0])
+    no_data: float | None = Field(
+        default=None,
+        title="No-data number",
+        description="Delivered number that stands for no data; it becomes 0. Empty: every number is a value.",
+        examples=[INDEX_NO_DATA],
+    )
+    dtype: StoredType = Field(
+        default="float32", title="Data type", description="NumPy type of the stored values.", examples=["float32"]
+    )
+    sample_type: SampleType | None = Field(
+        default=None,
+        title="Sample type",
+        description="Sample type that the files must have, as in the evalscript's setup. Empty: any.",
+        examples=["UINT16"],
+    )
+
+    @model_validator(mode="after")
+    def _mask_is_discrete(self) -> Self:
+        if "mask" in self.feature_type and self.dtype == "float32":
+            raise ValueError(
+                f"Feature {self.name} is a {self.feature_type}, which holds integers, but its dtype is float32"
+            )
+        return self
+
+    @property
+    def temporal(self) -> bool:
+        """Whether the feature has a time axis."""
+        return not self.feature_type.endswith("_timeless")
+
+
+class FeatureMapping(BaseModel):
+    """Which features an EOPatch gets, and from which outputs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    features: tuple[FeatureRule, ...] = Field(
+        title="Features",
+        description="One rule per feature.",
+        examples=[[{"feature_type": "data", "name": "NDVI", "outputs": ["NDVI"], "scale": 0.0001, "offset": -1.0}]],
+        min_length=1,
+    )
+    quality_output: str | None = Field(
+        default="QUALITY",
+        title="Quality output",
+        description="Output that says per date: 0 no data, 1 valid, above 1 data of lesser quality. MASK/IS_DATA "
+        "(above 0) and MASK/IS_VALID (equal to 1) are made of it, and features with dates are 0 where it is 0. "
+        "Empty: neither.",
+        examples=["QUALITY"],
+    )
+
+    @model_validator(mode="after")
+    def _features_are_distinct(self) -> Self:
+        names = [(rule.feature_type, rule.name.lower()) for rule in self.features]
+        if self.quality_output is not None:
+            names += [("mask", "is_data"), ("mask", "is_valid")]
+        twice = sorted({f"{kind}/{name}" for kind, name in names if names.count((kind, name)) > 1})
+        if twice:
+            raise ValueError(
+                f"Features must differ by more than upper and lower case, but {', '.join(twice)} occurs twice"
+            )
+        return self
+
+    @property
+    def outputs(self) -> frozenset[str]:
+        """Ids of all outputs that the mapping needs."""
+        ids = {output for rule in self.features for output in rule.outputs}
+        return frozenset(ids if self.quality_output is None else ids | {self.quality_output})
+
+    @property
+    def temporal(self) -> bool:
+        """Whether any feature has a time axis."""
+        return self.quality_output is not None or any(rule.temporal for rule in self.features)
+
+    @property
+    def sha256(self) -> str:
+        """Hash that changes with any rule."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+def land_cover_mapping(
+    bands: Sequence[str], indices: Iterable[str], band_dtype: Literal["float32", "uint16"] = "float32"
+) -> FeatureMapping:
+    """Give the features of the land-cover evalscript: BANDS, each index, QUALITY, IS_DATA, IS_VALID and VALID_COUNT.
+
+    Args:
+        bands: ids along the band axis of BANDS, in this order.
+        indices: ids of the indices, each its own feature.
+        band_dtype: float32 stores reflectance, uint16 reflectance times 10000.
+    """
+    scale = REFLECTANCE_SCALE if band_dtype == "float32" else 1.0
+    reflectance = FeatureRule(
+        feature_type="data", name="BANDS", outputs=tuple(bands), scale=scale, dtype=band_dtype, sample_type="UINT16"
+    )
+    quality = FeatureRule(feature_type="mask", name="QUALITY", outputs=("QUALITY",), dtype="uint8", sample_type="UINT8")
+    # int64 is what eo-learn's CountValid gives
+    count = FeatureRule(
+        feature_type="mask_timeless", name="VALID_COUNT", outputs=("VALID_COUNT",), dtype="int64", sample_type="UINT16"
+    )
+    return FeatureMapping(features=(reflectance, *map(_index_rule, indices), quality, count))
+
+
+def _index_rule(index: str) -> FeatureRule:
+    return FeatureRule(
+        feature_type="data",
+        name=index,
+        outputs=(index,),
+        scale=INDEX_SCALE,
+        offset=INDEX_OFFSET,
+        no_data=INDEX_NO_DATA,
+        sample_type="UINT16",
+    )
+
+
+def default_mapping(outputs: Sequence[Output], *, temporal: bool = True) -> FeatureMapping:
+    """Give a mapping for any evalscript: each output becomes a DATA feature of its own name, numbers as delivered.
+
+    An output's bands are dates, except where it has a single band and another output has several: that one is
+    timeless. An output named QUALITY becomes a mask and the mapping's quality output.
+
+    Args:
+        outputs: as ``setup`` declares them.
+        temporal: False for a script that gives no dates (no ``userdata.json``): every output is timeless.
+    """
+    several = max((bands for _, bands, _ in outputs), default=1) > 1
+    rules = tuple(
+        FeatureRule(
+            feature_type=_default_type(output, temporal=temporal and (bands > 1 or not several)),
+            name=output,
+            outputs=(output,),
+            dtype=stored_type(sample_type),
+            sample_type=sample_type,
+        )
+        for output, bands, sample_type in outputs
+    )
+    has_quality = any(rule.name == "QUALITY" and rule.feature_type == "mask" for rule in rules)
+    return FeatureMapping(features=rules, quality_output="QUALITY" if has_quality else None)
+
+
+def check_mapping(mapping: FeatureMapping, outputs: Iterable[str]) -> None:
+    """Check that a mapping and an evalscript name the same outputs.
+
+    Raises:
+        InvalidInput: an output that is in the one and not in the other.
+    """
+    delivered = set(outputs)
+    unknown, unused = sorted(mapping.outputs - delivered), sorted(delivered - mapping.outputs)
+    if unknown:
+        raise InvalidInput(
+            f"The feature mapping needs the outputs {', '.join(unknown)}, but the evalscript gives "
+            f"{', '.join(sorted(delivered))}; correct the mapping or the script's setup()."
+        )
+    if unused:
+        raise InvalidInput(
+            f"The evalscript's outputs {', '.join(unused)} are in no feature of the mapping; add a feature for each, "
+            "or remove them from the script's setup() so that they are not paid for."
+        )
+
+
+def _default_type(output: str, *, temporal: bool) -> Literal["data", "mask", "data_timeless"]:
+    if not temporal:
+        return "data_timeless"
+    return "mask" if output == "QUALITY" else "data"
+
+
+def stored_type(sample_type: SampleType) -> StoredType:
+    """NumPy type of a delivered file."""
+    return "uint8" if sample_type == "AUTO" else sample_type.lower()  # type: ignore[return-value]

@@ -1,0 +1,200 @@
+"""EOPatches on a file system, local or remote: written as a whole and committed by a marker.
+
+A stage's work on an EOPatch is done when its marker, a META_INFO feature, exists with the values that are expected:
+
+* A new EOPatch is saved to a staging folder. On a local disk that folder lies beside the folder of the EOPatches and is
+  renamed in one step, so that nobody ever sees half an EOPatch. On an object store all objects are uploaded and the
+  marker's object is the last one.
+* Features for an existing EOPatch are saved and moved likewise: their old marker goes first, the new one comes last.
+
+What a crash leaves has no marker and is replaced by the next attempt. Layout of the files: eo-learn 1.5,
+``eolearn.core.eodata_io``. Its own zarr writer drops the endpoint of an S3 server that is not AWS; files that are
+uploaded do not depend on that.
+"""
+
+import errno
+import gzip
+import json
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import botocore.exceptions
+from eolearn.core.eodata import EOPatch
+from fsspec import AbstractFileSystem
+from fsspec.exceptions import FSTimeoutError
+from fsspec.implementations.local import LocalFileSystem
+
+FileFormat = Literal["npy.gz", "zarr"]
+"""How arrays are stored: gzipped NumPy files, or zarr (version 2) with one chunk a date."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a piece of work is done; true in a condition when it is.
+
+    Attributes:
+        done: the work need not be repeated.
+        reason: why it must be done, empty when it need not.
+    """
+
+    done: bool
+    reason: str = ""
+
+    def __bool__(self) -> bool:
+        return self.done
+
+
+def marker_path(folder: str, marker: str) -> str:
+    """Path of a META_INFO feature in an EOPatch's folder."""
+    return f"{folder}/meta_info/{marker}.json.gz"
+
+
+def check_marker(files: AbstractFileSystem, folder: str, marker: str, expected: Mapping[str, Any]) -> Verdict:
+    """Compare a marker on the file system with what it must say; only the marker is read."""
+    try:
+        found = json.loads(gzip.decompress(files.cat_file(marker_path(folder, marker))))
+    except FileNotFoundError:
+        return Verdict(done=False, reason=f"META_INFO/{marker} does not exist")
+    except (EOFError, gzip.BadGzipFile, zlib.error, ValueError) as error:
+        return Verdict(done=False, reason=f"META_INFO/{marker} is not readable: {error}")
+    for key, value in expected.items():
+        if found.get(key) != value:
+            return Verdict(done=False, reason=f"META_INFO/{marker} says {key} {found.get(key)}, expected {value}")
+    return Verdict(done=True)
+
+
+def write_patch(patch: EOPatch, files: AbstractFileSystem, folder: str, marker: str, file_format: FileFormat) -> int:
+    """Put a new EOPatch in place of whatever is in its folder; gives the number of bytes written.
+
+    Args:
+        patch: with the marker among its META_INFO.
+        files: where the folder is.
+        folder: the EOPatch's folder; on a local disk its grandparent takes the staging folder.
+        marker: name of the META_INFO feature that commits the work.
+        file_format: how arrays are stored.
+
+    Raises:
+        OSError: the file system refuses, is full, or is read-only; no EOPatch with this marker is left.
+    """
+    with _staging_folder(files, folder) as staging:
+        staged = staging / "patch"
+        save_features(patch, staged, file_format)
+        size = _size(staged)
+        if isinstance(files, LocalFileSystem):
+            _swap(staged, Path(folder), staging / "replaced")
+        else:
+            _remove(files, marker_path(folder, marker))
+            _remove(files, folder)
+            _upload(staged, files, folder, marker)
+    return size
+
+
+def add_features(patch: EOPatch, files: AbstractFileSystem, folder: str, marker: str, file_format: FileFormat) -> int:
+    """Add all features of an EOPatch to the one in a folder, replacing those of the same name; gives the bytes written.
+
+    Arguments and errors as in :func:`write_patch`. Timestamps and bounding box on the file system stay as they are.
+    """
+    with _staging_folder(files, folder) as staging:
+        staged = staging / "patch"
+        save_features(patch, staged, file_format)
+        (staged / "bbox.geojson").unlink()
+        size = _size(staged)
+        _remove(files, marker_path(folder, marker))
+        _remove_stored(files, folder, patch)
+        if isinstance(files, LocalFileSystem):
+            _move(staged, Path(folder), marker)
+        else:
+            _upload(staged, files, folder, marker)
+    return size
+
+
+def save_features(patch: EOPatch, folder: Path, file_format: FileFormat) -> None:
+    """Save an EOPatch to a new local folder in eo-learn's layout."""
+    patch.save(str(folder), use_zarr=file_format == "zarr")
+
+
+def file_identity(files: AbstractFileSystem, path: str) -> dict[str, int | str]:
+    """Size of a file, and what tells its version from others: an object's ETag, else the time of modification.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    info = files.info(path, refresh=True)
+    stamp = info.get("ETag") or info.get("mtime") or info.get("LastModified") or ""
+    return {"size": int(info["size"] or 0), "version": str(stamp).strip('"')}
+
+
+def is_transient(error: object) -> bool:
+    """Tell whether a file operation may succeed when it is repeated: the network's or the object store's fault.
+
+    Missing files, missing rights, full disks and wrong data stay what they are.
+    """
+    # s3fs gives EIO for InternalError, EBUSY for SlowDown, ServiceUnavailable and OperationAborted
+    if isinstance(error, OSError) and error.errno in {errno.EIO, errno.EBUSY}:
+        return True
+    network = (botocore.exceptions.ConnectionError, botocore.exceptions.HTTPClientError, FSTimeoutError)
+    return isinstance(error, (ConnectionError, TimeoutError, *network))
+
+
+@contextmanager
+def _staging_folder(files: AbstractFileSystem, folder: str) -> Iterator[Path]:
+    """A new local folder; on a local target it is on the same file system, and earlier leftovers are removed."""
+    parent, prefix = None, "eopatch-"
+    if isinstance(files, LocalFileSystem):
+        parent, prefix = Path(folder).parent.parent, f".{Path(folder).name}.staging-"
+        parent.mkdir(parents=True, exist_ok=True)
+        for leftover in [path for path in parent.iterdir() if path.name.startswith(prefix)]:
+            shutil.rmtree(leftover)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=parent) as staging:
+        yield Path(staging)
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _swap(staged: Path, folder: Path, replaced: Path) -> None:
+    """Rename a staged EOPatch to its folder; what was there goes to the staging folder and vanishes with it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.exists():
+        folder.replace(replaced)
+    staged.replace(folder)
+
+
+def _move(staged: Path, folder: Path, marker: str) -> None:
+    """Rename every staged feature into an existing EOPatch, the marker last."""
+    last = Path(marker_path(str(staged), marker))
+    for path in sorted(staged.glob("*/*"), key=lambda path: path == last):
+        target = folder / path.relative_to(staged)
+        target.parent.mkdir(exist_ok=True)
+        path.replace(target)
+
+
+def _upload(staged: Path, files: AbstractFileSystem, folder: str, marker: str) -> None:
+    """Upload all files of a staged EOPatch, the marker's after all others have arrived."""
+    last = marker_path(str(staged), marker)
+    sources = [str(path) for path in sorted(staged.rglob("*")) if path.is_file() and str(path) != last]
+    targets = [f"{folder}/{Path(source).relative_to(staged).as_posix()}" for source in sources]
+    if sources:
+        files.put(sources, targets)
+    files.put_file(last, marker_path(folder, marker))
+
+
+def _remove_stored(files: AbstractFileSystem, folder: str, patch: EOPatch) -> None:
+    """Remove the features of a patch from a folder, in whatever format they are stored there."""
+    files.invalidate_cache(folder)
+    for feature_type, name in patch.get_features():
+        for path in files.glob(f"{folder}/{feature_type.value}/{name}.*"):
+            _remove(files, path)
+
+
+def _remove(files: AbstractFileSystem, path: str) -> None:
+    files.invalidate_cache(path)
+    if files.exists(path):
+        files.rm(path, recursive=True)
