@@ -1,0 +1,185 @@
+"""The analysis of a request: check the script, select the features, look for existing files, write the manifest."""
+
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import shapely
+from pyproj import Transformer
+from shapely.geometry.base import BaseGeometry
+
+from localhub.archive import Archive, ArchiveError
+from localhub.delivery import is_file_name, parse_s3_url
+from localhub.engine import Evalscript, EvalscriptError, Setup
+from localhub.errors import RequestFailed
+from localhub.featurefiles import write_manifest
+from localhub.objectstore import Access, Bucket
+from localhub.payload import Bounds, CreateRequest, GeoPackageInput, TilingGridInput
+from localhub.store import Feature
+from localhub.worker import open_archive, targets
+from tasks.grid import Tile, tiles_of_geopackage, tiles_of_grid
+
+_EDGE_PARTS = 100  # an area's longest side is cut into so many edges before it is reprojected
+
+
+@dataclass(frozen=True, slots=True)
+class AnalysisTask:
+    """What the analysis needs to know about a job."""
+
+    job_id: str
+    request: CreateRequest
+    access: Mapping[str, Access]
+    """To the object stores, by place: `output`, and `features` for GeoPackage input."""
+    archive: Path
+    scratch: Path
+
+
+def analyse(task: AnalysisTask) -> list[Feature]:
+    """Return the features to process, after the manifest has been uploaded.
+
+    Raises:
+        RequestFailed: the script, the area, the GeoPackage or the files at the target do not allow to go on.
+        StoreError: the bucket cannot be read or written.
+    """
+    try:
+        _check_script(task.request, open_archive(task.archive, task.job_id))
+        with tempfile.TemporaryDirectory(dir=task.scratch) as folder:
+            tiles, all_epsgs = _select(task, Path(folder))
+            _check_names(tiles)
+            features = _features(task, tiles)
+            _upload_manifest(task, tiles, all_epsgs, Path(folder))
+    except (EvalscriptError, ArchiveError) as error:
+        raise RequestFailed(str(error)) from error
+    return features
+
+
+def _check_script(request: CreateRequest, archive: Archive) -> None:
+    with Evalscript(request.process_request.evalscript) as script:
+        setup = script.setup
+    _check_inputs(setup, request.process_request.input.data[0].type, archive)
+    _check_outputs(setup, request)
+
+
+def _check_inputs(setup: Setup, collection: str, archive: Archive) -> None:
+    held = archive.bands(collection)
+    for band in setup.bands:
+        if band not in held:  # the text is the service's own
+            raise RequestFailed(f"Invalid script! Collection '{collection}' has no band '{band}'.")
+
+
+def _check_outputs(setup: Setup, request: CreateRequest) -> None:
+    outputs = {output.id: output for output in setup.outputs}
+    for response in request.process_request.output.responses:
+        if response.identifier == "userdata":
+            continue
+        if response.identifier not in outputs:
+            raise RequestFailed(
+                f"Invalid script! Response '{response.identifier}' is not an output of setup(); "
+                f"it has [{', '.join(outputs)}]."
+            )
+        if request.output.cog_output and outputs[response.identifier].sample_type == "INT8":
+            raise RequestFailed(f"Output '{response.identifier}' is INT8, which cogOutput does not allow.")
+
+
+def _select(task: AnalysisTask, folder: Path) -> tuple[list[Tile], set[int]]:
+    """Return the tiles to process, and the EPSG codes of all tiles of the input."""
+    wanted = task.request.input
+    bounds = task.request.process_request.input.bounds
+    try:
+        if isinstance(wanted, TilingGridInput):
+            tiles = _tiles_of_grid(wanted, bounds)
+            epsgs = {tile.epsg for tile in tiles}
+        else:
+            every_tile = _tiles_of_geopackage(wanted, task.access["features"], folder)
+            epsgs = {tile.epsg for tile in every_tile}
+            tiles = within_bounds(every_tile, bounds)
+    except ValueError as error:
+        raise RequestFailed(str(error)) from error
+    if not tiles:
+        raise RequestFailed("The area of the request meets no feature of the input; choose another area.")
+    return tiles, epsgs
+
+
+def _tiles_of_grid(wanted: TilingGridInput, bounds: Bounds) -> list[Tile]:
+    area = bounds.area
+    if area is None:
+        raise ValueError("Tiling-grid input needs a bbox or a geometry in processRequest.input.bounds.")
+    tiles = tiles_of_grid(area, bounds.epsg, wanted.id, wanted.resolution)
+    return [buffered(tile, wanted.buffer_x, wanted.buffer_y) for tile in tiles]
+
+
+def buffered(tile: Tile, columns: int, rows: int) -> Tile:
+    """Return `tile` with `columns` more pixels on its left and right, and `rows` more above and below."""
+    x_margin, y_margin = columns * tile.resolution[0], rows * tile.resolution[1]
+    min_x, min_y, max_x, max_y = tile.bounds
+    bounds = (min_x - x_margin, min_y - y_margin, max_x + x_margin, max_y + y_margin)
+    return replace(tile, bounds=bounds, width=tile.width + 2 * columns, height=tile.height + 2 * rows)
+
+
+def _tiles_of_geopackage(wanted: GeoPackageInput, access: Access, folder: Path) -> list[Tile]:
+    bucket, key = parse_s3_url(wanted.features.s3.url)
+    path = folder / "features.gpkg"
+    path.write_bytes(Bucket(bucket, access).read(key))
+    return tiles_of_geopackage(path)
+
+
+def within_bounds(tiles: Sequence[Tile], bounds: Bounds) -> list[Tile]:
+    """Return the tiles whose interior meets the area of `bounds`; all of them when it gives none."""
+    area = bounds.area
+    if area is None:
+        return list(tiles)
+    areas = {epsg: _projected(area, bounds.epsg, epsg) for epsg in {tile.epsg for tile in tiles}}
+    return [tile for tile in tiles if areas[tile.epsg].intersection(shapely.box(*tile.bounds)).area > 0]
+
+
+def _projected(area: BaseGeometry, source: int, target: int) -> BaseGeometry:
+    min_x, min_y, max_x, max_y = area.bounds
+    dense = shapely.segmentize(area, max(max_x - min_x, max_y - min_y) / _EDGE_PARTS)
+    change = Transformer.from_crs(source, target, always_xy=True)
+    return shapely.make_valid(shapely.transform(dense, lambda points: np.column_stack(change.transform(*points.T))))
+
+
+def _check_names(tiles: Iterable[Tile]) -> None:
+    for tile in tiles:
+        if not is_file_name(tile.name):
+            raise RequestFailed(f"Feature identifier '{tile.name}' cannot be part of a path; use letters and digits.")
+
+
+def _features(task: AnalysisTask, tiles: Sequence[Tile]) -> list[Feature]:
+    """Return a feature for each tile; those whose files all exist are DONE when the request skips them."""
+    output = task.request.output
+    keys = {tile.name: set(targets(task.request, task.job_id, tile.name).values()) for tile in tiles}
+    existing = _existing(task, keys.values()) if output.skip_existing or not output.overwrite else set()
+    features = []
+    for number, tile in enumerate(tiles, start=1):
+        found = keys[tile.name] & existing
+        if output.skip_existing and found == keys[tile.name]:
+            features.append(Feature(number, tile, status="DONE", delivered=True))
+        elif found and not output.overwrite:
+            raise RequestFailed(
+                f"File s3://{task.request.template.bucket}/{min(found)} exists already; allow overwrite, "
+                "or choose another path."
+            )
+        else:
+            features.append(Feature(number, tile))
+    return features
+
+
+def _existing(task: AnalysisTask, keys: Iterable[set[str]]) -> set[str]:
+    every_key = {key for group in keys for key in group}
+    common = os.path.commonprefix(sorted(every_key))  # noqa: RUF071 (characters are meant: keys are no paths)
+    return every_key.intersection(Bucket(task.request.template.bucket, task.access["output"]).keys(common))
+
+
+def _upload_manifest(task: AnalysisTask, tiles: Sequence[Tile], epsgs: set[int], folder: Path) -> None:
+    template = task.request.template
+    name = f"featureManifest-{task.job_id}.gpkg"
+    rows = [
+        (tile, {output: f"s3://{template.bucket}/{key}" for output, key in keys.items()})
+        for tile, keys in ((tile, targets(task.request, task.job_id, tile.name)) for tile in tiles)
+    ]
+    write_manifest(folder / name, rows, epsgs)
+    Bucket(template.bucket, task.access["output"]).upload(template.root + name, folder / name)

@@ -1,0 +1,339 @@
+"""The body of a create request: what it may hold, and the errors that name what is wrong with it.
+
+Fields and defaults follow the published OpenAPI description; where that is known to be mistaken, the research note
+batch-v2, sections 2.2 to 2.7. Unknown keys are ignored, as the service does. The evalscript is not looked at here: the
+service checks it at analysis.
+"""
+
+import json
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, Self
+
+import shapely
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.alias_generators import to_camel
+from shapely.geometry.base import BaseGeometry
+
+from localhub.delivery import Template, parse_s3_url, parse_template
+from localhub.errors import ApiError, bad_payload
+from localhub.reader import ResamplingName
+from localhub.sentinel2 import ALIASES
+from tasks.grid import GRIDS
+
+WGS84 = 4326
+_OTHER_CRS = (
+    2154, 2180, 2193, 3003, 3004, 3005, 3006, 3031, 3035, 3161, 3346, 3413, 3416, 3578, 3580, 3765, 3794, 3844, 3857,
+    3912, 3995, 4026, 5514, 28992, 32184,
+)  # fmt: skip
+SUPPORTED_CRS = frozenset({WGS84, *_OTHER_CRS, *range(32601, 32661), *range(32701, 32761)})
+"""EPSG codes that the documentation lists for `bounds.properties.crs`."""
+
+_CRS_URL = re.compile(r"https?://www\.opengis\.net/def/crs/(?:OGC/1\.3/CRS84|EPSG/0/(\d+))")
+_SECRETS = frozenset({"accessKey", "secretAccessKey"})
+_REDACTED = "***"
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, alias_generator=to_camel, extra="ignore")
+
+
+class Bounds(_Model):
+    """Area of interest: a geometry or, without one, a box of two opposite corners; x (easting, longitude) first."""
+
+    bbox: tuple[float, float, float, float] | None = None
+    geometry: dict[str, Any] | None = None
+    properties: dict[str, Any] = {}
+
+    @property
+    def epsg(self) -> int:
+        """EPSG code of the coordinates; CRS84 counts as 4326, the order is x, y in both."""
+        url = str(self.properties.get("crs", "http://www.opengis.net/def/crs/OGC/1.3/CRS84"))
+        match = _CRS_URL.fullmatch(url)
+        code = int(match[1] or WGS84) if match else 0
+        if code not in SUPPORTED_CRS:
+            raise ValueError(f"CRS '{url}' is not supported; give http://www.opengis.net/def/crs/EPSG/0/<code>")
+        return code
+
+    @property
+    def area(self) -> BaseGeometry | None:
+        """The area as a geometry in the bounds' own CRS, None when the request gives none."""
+        if self.geometry is not None:
+            return _polygon(self.geometry)
+        if self.bbox is None:
+            return None
+        x0, y0, x1, y1 = self.bbox
+        return shapely.box(min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))
+
+    @model_validator(mode="after")
+    def _is_an_area(self) -> Self:
+        area = self.area
+        if area is not None and not (area.is_valid and area.area > 0):
+            raise ValueError(f"the area is empty or crosses itself ({shapely.is_valid_reason(area)}); repair it")
+        _ = self.epsg
+        return self
+
+
+def _polygon(geojson: dict[str, Any]) -> BaseGeometry:
+    if geojson.get("type") not in {"Polygon", "MultiPolygon"}:
+        raise ValueError(f"the geometry is a {geojson.get('type')}; give a GeoJSON Polygon or MultiPolygon")
+    try:
+        return shapely.from_geojson(json.dumps(geojson))
+    except shapely.errors.GEOSException as error:
+        raise ValueError(f"the geometry is not GeoJSON: {error}") from error
+
+
+class TimeRange(_Model):
+    """Acquisition times, both ends included, each with a zone."""
+
+    from_: AwareDatetime = Field(default=datetime(1970, 1, 1, tzinfo=UTC), alias="from")
+    to: AwareDatetime = Field(default=datetime(2100, 1, 1, tzinfo=UTC))
+
+    @field_validator("from_", "to", mode="before")
+    @classmethod
+    def _has_a_time(cls, value: object) -> object:
+        if not isinstance(value, str) or "T" not in value.upper():
+            raise ValueError(f"{value!r} is not a date-time with a zone, such as 2019-01-31T14:00:00Z")
+        return value
+
+    @model_validator(mode="after")
+    def _is_ordered(self) -> Self:
+        if self.to < self.from_:
+            raise ValueError(f"the period ends ({self.to:%Y-%m-%dT%H:%M:%SZ}) before it starts; exchange from and to")
+        return self
+
+
+class DataFilter(_Model):
+    """Which scenes count, and which comes first."""
+
+    time_range: TimeRange = TimeRange()
+    max_cloud_coverage: float = Field(default=100, ge=0, le=100)
+    mosaicking_order: Literal["mostRecent", "leastRecent", "leastCC"] = "mostRecent"
+
+
+class Processing(_Model):
+    """Resampling of the source's pixels."""
+
+    upsampling: ResamplingName = "NEAREST"
+    downsampling: ResamplingName = "NEAREST"
+
+
+class Data(_Model):
+    """One collection with its filter."""
+
+    type: str
+    id: str | None = None
+    data_filter: DataFilter = DataFilter()
+    processing: Processing = Processing()
+
+    @field_validator("type")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        if value not in ALIASES:
+            raise ValueError(f"collection '{value}' is not offered; choose one of {', '.join(ALIASES)}")
+        return ALIASES[value]
+
+
+class Input(_Model):
+    """Area and collections."""
+
+    bounds: Bounds = Bounds()
+    data: Annotated[tuple[Data, ...], Field(min_length=1, max_length=1)]
+
+
+class Format(_Model):
+    """Media type of a response."""
+
+    type: Literal["image/tiff", "application/json"]
+
+
+class Response(_Model):
+    """One file that is delivered for each feature."""
+
+    identifier: str = "default"
+    format: Format = Format(type="image/tiff")
+
+    @model_validator(mode="after")
+    def _json_is_userdata(self) -> Self:
+        if (self.identifier == "userdata") != (self.format.type == "application/json"):
+            raise ValueError("application/json goes with the identifier 'userdata', and image/tiff with all others")
+        return self
+
+
+class ProcessOutput(_Model):
+    """The responses; without any, the output `default` as a TIFF."""
+
+    responses: tuple[Response, ...] = ()
+
+    @field_validator("responses")
+    @classmethod
+    def _are_unique(cls, value: tuple[Response, ...]) -> tuple[Response, ...]:
+        names = [response.identifier for response in value]
+        if len(set(names)) < len(names):
+            raise ValueError(f"response identifiers repeat: {', '.join(names)}; give each one once")
+        return value or (Response(),)
+
+
+class ProcessRequest(_Model):
+    """What is computed."""
+
+    input: Input
+    output: ProcessOutput = ProcessOutput(responses=(Response(),))
+    evalscript: str
+
+    @field_validator("evalscript")
+    @classmethod
+    def _is_not_empty(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("Missing or empty evalscript.")
+        return value
+
+
+class S3(_Model):
+    """A place in an object store, with a pair of keys or the role that stands for them."""
+
+    url: str
+    access_key: str | None = Field(default=None, repr=False)
+    secret_access_key: str | None = Field(default=None, repr=False)
+    iam_role_arn: str | None = Field(default=None, alias="iamRoleARN")
+    region: str | None = None
+    regin: str | None = None
+    """`region` as one published description misspells it."""
+
+    @field_validator("url")
+    @classmethod
+    def _is_s3(cls, value: str) -> str:
+        parse_s3_url(value)
+        return value
+
+    @model_validator(mode="after")
+    def _has_access(self) -> Self:
+        pair = (self.access_key, self.secret_access_key)
+        if any(pair) != all(pair) or bool(self.iam_role_arn) == all(pair):
+            raise ValueError("give either accessKey with secretAccessKey, or iamRoleARN")
+        return self
+
+
+class Place(_Model):
+    """The object store of a place: S3 only."""
+
+    s3: S3
+
+
+class TilingGridInput(_Model):
+    """Tiles of a grid that meet the area."""
+
+    type: Literal["tiling-grid"]
+    id: int
+    resolution: float
+    buffer_x: int = Field(default=0, ge=0, le=32767)
+    buffer_y: int = Field(default=0, ge=0, le=32767)
+
+    @model_validator(mode="after")
+    def _is_offered(self) -> Self:
+        grid = GRIDS.get(self.id)
+        if grid is None:
+            raise ValueError(f"Tiling grid {self.id} is not offered; choose one of {sorted(GRIDS)}")
+        if self.resolution not in grid.resolutions_m:
+            offered = ", ".join(f"{resolution:g}" for resolution in grid.resolutions_m)
+            asked = f"Resolution {self.resolution:g} m is not offered by tiling grid {self.id}"
+            raise ValueError(f"{asked} ({grid.name}); choose {offered}")
+        return self
+
+
+class GeoPackageInput(_Model):
+    """Features of a GeoPackage in an object store."""
+
+    type: Literal["geopackage"]
+    features: Place
+    defaults: None = None
+    """Not offered by this version."""
+
+
+Resampling = Literal["nearest", "average", "gauss", "cubic", "cubicspline", "lanczos", "average_magphase", "mode"]
+BlockSize = Annotated[int, Field(gt=0, le=8192, multiple_of=16)]
+
+
+class CogParameters(_Model):
+    """How cloud optimised GeoTIFFs are written."""
+
+    overview_levels: tuple[Annotated[int, Field(ge=2)], ...] | None = None
+    """Decimations; None takes powers of two, see `localhub.raster.overview_levels`."""
+    overview_min_size: Annotated[int, Field(gt=0)] | None = None
+    """Size in pixels below which there are no more overviews; None takes the block size."""
+    resampling_algorithm: Resampling = "average"
+    blockxsize: BlockSize = 1024
+    blockysize: BlockSize = 1024
+    use_predictor: bool = True
+
+
+class RasterOutput(_Model):
+    """Rasters, one file for each feature and response."""
+
+    type: Literal["raster"]
+    delivery: Place
+    overwrite: bool = False
+    skip_existing: bool = False
+    cog_output: bool = False
+    cog_parameters: CogParameters = CogParameters()
+    create_collection: bool = False
+    collection_id: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_raster(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("type") == "zarr":
+            raise ValueError("zarr output is not offered by this version of localhub; use type raster")
+        return value
+
+    @model_validator(mode="after")
+    def _makes_no_collection(self) -> Self:
+        if self.create_collection or self.collection_id:
+            raise ValueError("localhub has no collections of its own; leave createCollection and collectionId out")
+        return self
+
+
+class CreateRequest(_Model):
+    """The whole body."""
+
+    process_request: ProcessRequest
+    input: Annotated[TilingGridInput | GeoPackageInput, Field(discriminator="type")]
+    output: RasterOutput
+    description: str | None = None
+
+    @property
+    def template(self) -> Template:
+        """The delivery template."""
+        return parse_template(self.output.delivery.s3.url, len(self.process_request.output.responses))
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.input.type == "tiling-grid" and self.process_request.input.bounds.area is None:
+            raise ValueError("processRequest.input.bounds needs a bbox or a geometry with tiling-grid input")
+        _ = self.template
+        return self
+
+
+def parse_create_request(payload: Any) -> CreateRequest:
+    """Return the validated body; raise the API's 400 with a note per field that is wrong. Values are never repeated."""
+    try:
+        return CreateRequest.model_validate_json(json.dumps(payload), strict=True)
+    except ValidationError as error:
+        raise _bad_fields(error) from error
+
+
+def _bad_fields(error: ValidationError) -> ApiError:
+    notes = {
+        ".".join(str(part) for part in detail["loc"]) or "request": detail["msg"].removeprefix("Value error, ")
+        for detail in error.errors(include_url=False, include_input=False, include_context=False)
+    }
+    return bad_payload("; ".join(f"{field}: {note}" for field, note in notes.items()), notes)
+
+
+def without_secrets(value: Any) -> Any:
+    """Return a JSON value with each access key and secret key replaced, at any depth."""
+    if isinstance(value, dict):
+        return {key: _REDACTED if key in _SECRETS else without_secrets(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_secrets(item) for item in value]
+    return value

@@ -1,0 +1,166 @@
+"""Writing results: rasters grow block by block on scratch, then become GeoTIFFs or cloud optimised GeoTIFFs.
+
+Not specified publicly and therefore ours: DEFLATE compression, and blocks that are no larger than the raster.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.enums import Resampling
+from rasterio.io import DatasetWriter
+from rasterio.shutil import copy
+from rasterio.windows import Window
+
+from localhub.engine import Output
+from localhub.payload import CogParameters
+from tasks.grid import Tile
+
+_OVERVIEW_RESAMPLING = {
+    "nearest": Resampling.nearest,
+    "average": Resampling.average,
+    "gauss": Resampling.gauss,
+    "cubic": Resampling.cubic,
+    "cubicspline": Resampling.cubic_spline,
+    "lanczos": Resampling.lanczos,
+    "average_magphase": Resampling.average,  # differs for complex numbers only
+    "mode": Resampling.mode,
+}
+
+
+class RasterStack:
+    """The rasters of one feature while they are computed, one uncompressed file for each output below `folder`."""
+
+    def __init__(self, folder: Path, tile: Tile, outputs: Iterable[Output]) -> None:
+        self._outputs = {output.id: output for output in outputs}
+        self._paths = {name: folder / f"{number}.tif" for number, name in enumerate(self._outputs)}
+        self._width = tile.width
+        self._files: dict[str, DatasetWriter] = {}
+        for name, output in self._outputs.items():
+            self._files[name] = rasterio.open(
+                self._paths[name],
+                "w",
+                driver="GTiff",
+                width=tile.width,
+                height=tile.height,
+                count=output.bands,
+                dtype=output.dtype,
+                crs=f"EPSG:{tile.epsg}",
+                transform=tile.transform,
+                nodata=output.nodata_value,
+                interleave="band",
+                bigtiff="IF_SAFER",
+            )
+
+    def write(self, first_row: int, values: Mapping[str, NDArray[Any]]) -> None:
+        """Write a block of rows: (bands, rows, columns) by output id."""
+        for name, file in self._files.items():
+            file.write(values[name], window=Window(0, first_row, self._width, values[name].shape[1]))
+
+    def close(self) -> None:
+        """Finish writing."""
+        for file in self._files.values():
+            file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def export(self, cog: CogParameters | None) -> dict[str, Path]:
+        """Return the path of each output's final file: a GeoTIFF, or a cloud optimised one by `cog`. Close first."""
+        return {name: self._exported(name, cog) for name in self._outputs}
+
+    def _exported(self, name: str, cog: CogParameters | None) -> Path:
+        source = self._paths[name]
+        target = source.with_suffix(".final.tif")
+        is_float = self._outputs[name].sample_type == "FLOAT32"
+        if cog is None:
+            copy(source, target, driver="GTiff", COMPRESS="DEFLATE", PREDICTOR=3 if is_float else 2, BIGTIFF="IF_SAFER")
+        else:
+            _write_cog(source, target, cog, is_float=is_float)
+        source.unlink()
+        return target
+
+
+def _write_cog(source: Path, target: Path, cog: CogParameters, *, is_float: bool) -> None:
+    with rasterio.open(source, "r+") as dataset:
+        size = (dataset.width, dataset.height)
+        levels = overview_levels(size, cog)
+        if levels:
+            dataset.build_overviews(levels, _OVERVIEW_RESAMPLING[cog.resampling_algorithm])
+    blocks = (block_size(cog.blockxsize, size), block_size(cog.blockysize, size))
+    if blocks[0] == blocks[1]:
+        _write_square_cog(source, target, blocks[0], predictor=_predictor_name(cog, is_float=is_float))
+    else:
+        _write_oblong_cog(source, target, blocks, predictor=(3 if is_float else 2) if cog.use_predictor else 1)
+
+
+def _predictor_name(cog: CogParameters, *, is_float: bool) -> str:
+    if not cog.use_predictor:
+        return "NO"
+    return "FLOATING_POINT" if is_float else "STANDARD"
+
+
+def _write_square_cog(source: Path, target: Path, block: int, predictor: str) -> None:
+    copy(
+        source,
+        target,
+        driver="COG",
+        COMPRESS="DEFLATE",
+        PREDICTOR=predictor,
+        BLOCKSIZE=block,
+        OVERVIEWS="FORCE_USE_EXISTING",
+        BIGTIFF="IF_SAFER",
+    )
+
+
+def _write_oblong_cog(source: Path, target: Path, blocks: tuple[int, int], predictor: int) -> None:
+    """GDAL's COG driver knows square blocks only; the GeoTIFF driver keeps the same order of directories and blocks."""
+    copy(
+        source,
+        target,
+        driver="GTiff",
+        COMPRESS="DEFLATE",
+        PREDICTOR=predictor,
+        TILED="YES",
+        BLOCKXSIZE=blocks[0],
+        BLOCKYSIZE=blocks[1],
+        INTERLEAVE="PIXEL",
+        COPY_SRC_OVERVIEWS="YES",
+        BIGTIFF="IF_SAFER",
+    )
+
+
+def block_size(asked: int, size: tuple[int, int]) -> int:
+    """Return the block size: as asked, but no larger than the raster's longer side (rounded up to a multiple of 16)."""
+    return min(asked, -(-max(size) // 16) * 16)
+
+
+def overview_levels(size: tuple[int, int], cog: CogParameters) -> list[int]:
+    """Return the decimations of the overviews.
+
+    As given, else powers of two until the smaller side is below `overviewMinSize`, which defaults to the smaller block
+    side (documentation of `cogParameters`, after gdaladdo).
+    """
+    if cog.overview_levels is not None:
+        return list(cog.overview_levels)
+    least = cog.overview_min_size or min(cog.blockxsize, cog.blockysize)
+    levels = []
+    factor = 1
+    while -(-min(size) // factor) >= least:
+        factor *= 2
+        levels.append(factor)
+    return levels
+
+
+def zeros(output: Output, tile: Tile) -> NDArray[Any]:
+    """Return an output without data: (bands, height, width)."""
+    return np.zeros((output.bands, tile.height, tile.width), output.dtype)

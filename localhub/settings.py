@@ -1,0 +1,45 @@
+"""What a localhub needs to know before it starts."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+
+class Settings(BaseModel):
+    """Settings of one localhub; the defaults serve the loopback interface only."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data_dir: Path
+    """Folder of the jobs database, the credentials and the scratch files, for one localhub at a time; created."""
+    archive: Path
+    """Folder with STAC items (JSON) and the rasters that they name; a job sees the scenes of its start."""
+    host: str = "127.0.0.1"
+    """Address to listen on. Anything but a loopback address exposes plain HTTP to the network."""
+    port: int = Field(default=8484, ge=0, le=65535)
+    """Port to listen on; 0 takes any free one."""
+    s3_endpoint_url: str | None = None
+    """Endpoint of the object store for every bucket, for example http://127.0.0.1:8333; None means AWS."""
+    s3_access_key: str = ""
+    """Access key that stands in for an IAM role (requests with `iamRoleARN`); empty refuses such requests."""
+    s3_secret_key: SecretStr = SecretStr("")
+    """Secret key that goes with `s3_access_key`."""
+    client_id: str = "localhub"
+    """OAuth client that may use the service. Each client id is an account of its own."""
+    client_secret: SecretStr = SecretStr("localhub")
+    """Secret of that OAuth client."""
+    token_seconds: int = Field(default=3600, ge=1)
+    """Life of an access token. `sentinelhub` asks for a new one before every call when it is 120 or less."""
+    workers: int = Field(default=2, ge=1)
+    """Processes that evaluate features; each takes up to about four times `block_mb`."""
+    block_mb: int = Field(default=192, ge=1)
+    """Input samples that a worker holds at a time, in MiB; a feature is evaluated in blocks of rows of that size."""
+    feature_tries: int = Field(default=3, ge=1)
+    """Failed tries after which a feature is FATAL."""
+    restart_seconds: float = Field(default=1800, ge=0)
+    """Time after a STOP before which START is refused (the service's 30 minutes)."""
+    upload_seconds: float = Field(default=1, gt=0)
+    """Least time between two uploads of a running job's execution database."""
+    no_data_output: Literal["none", "zeros"] = "none"
+    """What a feature without any scene delivers: nothing, or rasters of zeros and an empty userdata.json."""

@@ -1,0 +1,264 @@
+"""What localhub remembers: accounts, the signing key, jobs and their features in SQLite; credentials apart.
+
+The database holds no access key. Those of a job lie in a file of their own, readable by the owner only, and are deleted
+when the job has ended.
+"""
+
+import json
+import os
+import secrets
+import sqlite3
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from localhub.auth import Account
+from localhub.jobs import Action, Job, Status
+from localhub.objectstore import Access
+from tasks.grid import Tile
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS keys (name TEXT PRIMARY KEY, value BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS accounts (client_id TEXT PRIMARY KEY, account_id TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS jobs (
+    id TEXT PRIMARY KEY, account_id TEXT NOT NULL, request TEXT NOT NULL, created TEXT NOT NULL, updated TEXT NOT NULL,
+    status TEXT NOT NULL, error TEXT, action TEXT NOT NULL, action_updated TEXT, stopped_reason TEXT
+);
+CREATE TABLE IF NOT EXISTS features (
+    job_id TEXT NOT NULL REFERENCES jobs (id), number INTEGER NOT NULL, name TEXT NOT NULL, epsg INTEGER NOT NULL,
+    min_x REAL NOT NULL, min_y REAL NOT NULL, max_x REAL NOT NULL, max_y REAL NOT NULL,
+    width INTEGER NOT NULL, height INTEGER NOT NULL,
+    status TEXT NOT NULL, error TEXT, delivered INTEGER NOT NULL, cost_pu REAL NOT NULL, tries INTEGER NOT NULL,
+    begun INTEGER NOT NULL, PRIMARY KEY (job_id, number)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS features_by_status ON features (job_id, status);
+"""
+_ADD_JOB = "INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_UPDATE_JOB = (
+    "UPDATE jobs SET id = ?, account_id = ?, request = ?, created = ?, updated = ?, status = ?, error = ?, action = ?, "
+    "action_updated = ?, stopped_reason = ? WHERE id = ?"
+)
+_SET_FEATURE = "REPLACE INTO features VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_FIND_JOBS = (
+    "SELECT * FROM jobs WHERE account_id = ? "
+    "AND instr(lower(id || ' ' || coalesce(json_extract(request, '$.description'), '')), lower(?)) "
+    "ORDER BY {order} LIMIT ? OFFSET ?"
+)
+_ORDERS = {
+    "created": "created, rowid",
+    "created:desc": "created DESC, rowid DESC",
+    "status": "status, created, rowid",
+    "status:desc": "status DESC, created, rowid",
+}
+SORTS = frozenset(_ORDERS)
+"""Values of a list's `sort` parameter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """One tile of a job and what became of it."""
+
+    number: int
+    """Position in the job, from 1; the `id` of the execution database."""
+    tile: Tile
+    status: str = "PENDING"
+    """PENDING, DONE or FATAL."""
+    error: str | None = None
+    delivered: bool = False
+    """Its outputs are in the bucket."""
+    cost_pu: float = 0.0
+    tries: int = 0
+    """Failed tries."""
+    begun: bool = False
+    """It was given to a worker at least once: files at its targets may be its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a job has come."""
+
+    features: int
+    processed: int
+    cost_pu: float
+    """Sum over the processed features."""
+
+
+class Store:
+    """The database and the credential files below a folder. Safe to use from several threads of one process."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._credentials = folder / "credentials"
+        self._credentials.mkdir(mode=0o700, exist_ok=True)
+        self._lock = threading.RLock()
+        path = folder / "localhub.sqlite"
+        path.touch(mode=0o600)
+        self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._database.row_factory = sqlite3.Row
+        self._database.executescript(_SCHEMA)
+
+    def close(self) -> None:
+        """Close the database."""
+        with self._lock:
+            self._database.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._database
+            except BaseException:
+                self._database.execute("ROLLBACK")
+                raise
+            self._database.execute("COMMIT")
+
+    def _rows(self, statement: str, values: Iterable[Any] = ()) -> list[sqlite3.Row]:
+        with self._lock:
+            return self._database.execute(statement, tuple(values)).fetchall()
+
+    def signing_key(self) -> bytes:
+        """Return the key that signs tokens; made once, so that tokens survive a restart."""
+        with self._transaction() as database:
+            database.execute("INSERT OR IGNORE INTO keys VALUES ('signing', ?)", (secrets.token_bytes(32),))
+            return bytes(database.execute("SELECT value FROM keys WHERE name = 'signing'").fetchone()[0])
+
+    def account(self, client_id: str) -> Account:
+        """Return the account of an OAuth client; made at its first token."""
+        with self._transaction() as database:
+            database.execute("INSERT OR IGNORE INTO accounts VALUES (?, ?)", (client_id, str(uuid.uuid4())))
+            row = database.execute("SELECT account_id FROM accounts WHERE client_id = ?", (client_id,)).fetchone()
+            return Account(client_id, row["account_id"])
+
+    def add(self, job: Job, access: dict[str, Access]) -> None:
+        """Keep a new job, and what it needs to reach the object store by the name of the place."""
+        path = self._credentials / f"{job.id}.json"
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            json.dump({place: value.as_json() for place, value in access.items()}, file)
+        with self._transaction() as database:
+            database.execute(_ADD_JOB, _job_values(job))
+
+    def access(self, job_id: str) -> dict[str, Access]:
+        """Return the access that a job was created with, by the name of the place."""
+        kept = json.loads((self._credentials / f"{job_id}.json").read_text())
+        return {place: Access.from_json(value) for place, value in kept.items()}
+
+    def forget_access(self, job_id: str) -> None:
+        """Delete the credentials of a job that has ended."""
+        (self._credentials / f"{job_id}.json").unlink(missing_ok=True)
+
+    def job(self, job_id: str) -> Job | None:
+        """Return a job, None when there is none of that id."""
+        rows = self._rows("SELECT * FROM jobs WHERE id = ?", [job_id])
+        return _job(rows[0]) if rows else None
+
+    def change(self, job_id: str, rule: Callable[[Job], Job]) -> Job:
+        """Apply `rule` to an existing job and keep the result; nobody else changes the job in between."""
+        with self._transaction() as database:
+            row = database.execute("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone()
+            job = rule(_job(row))
+            database.execute(_UPDATE_JOB, (*_job_values(job), job_id))
+            return job
+
+    def jobs(self, account_id: str, *, search: str, sort: str, count: int, offset: int) -> list[Job]:
+        """Return a page of an account's jobs, whose id or description contains `search`; `sort` is one of SORTS."""
+        statement = _FIND_JOBS.format(order=_ORDERS[sort])
+        rows = self._rows(statement, [account_id, search, count, offset])
+        return [_job(row) for row in rows]
+
+    def all_jobs(self) -> list[Job]:
+        """Return every job, oldest first."""
+        return [_job(row) for row in self._rows("SELECT * FROM jobs ORDER BY created, rowid")]
+
+    def set_features(self, job_id: str, features: Iterable[Feature]) -> None:
+        """Keep the features of a job in place of any earlier ones."""
+        with self._transaction() as database:
+            database.execute("DELETE FROM features WHERE job_id = ?", (job_id,))
+            database.executemany(_SET_FEATURE, ((job_id, *_feature_values(feature)) for feature in features))
+
+    def set_feature(self, job_id: str, feature: Feature) -> None:
+        """Keep what has become of one feature."""
+        with self._transaction() as database:
+            database.execute(_SET_FEATURE, (job_id, *_feature_values(feature)))
+
+    def features(self, job_id: str) -> list[Feature]:
+        """Return a job's features in order."""
+        return [
+            _feature(row) for row in self._rows("SELECT * FROM features WHERE job_id = ? ORDER BY number", [job_id])
+        ]
+
+    def pending(self, job_id: str, after: int, count: int) -> list[Feature]:
+        """Return up to `count` features that are PENDING, with a number above `after`."""
+        rows = self._rows(
+            "SELECT * FROM features WHERE job_id = ? AND status = 'PENDING' AND number > ? ORDER BY number LIMIT ?",
+            [job_id, after, count],
+        )
+        return [_feature(row) for row in rows]
+
+    def progress(self, job_id: str) -> Progress:
+        """Return how many features a job has, how many have ended, and what they cost."""
+        row = self._rows(
+            "SELECT count(*), coalesce(sum(status != 'PENDING'), 0), total(cost_pu) FROM features WHERE job_id = ?",
+            [job_id],
+        )[0]
+        return Progress(*row)
+
+
+def _time(value: datetime | None) -> str | None:
+    return value.astimezone(UTC).isoformat(timespec="microseconds") if value else None
+
+
+def _job_values(job: Job) -> tuple[Any, ...]:
+    return (
+        job.id,
+        job.account_id,
+        json.dumps(job.request),
+        _time(job.created),
+        _time(job.updated),
+        job.status,
+        job.error,
+        job.action,
+        _time(job.action_updated),
+        job.stopped_reason,
+    )
+
+
+def _job(row: sqlite3.Row) -> Job:
+    return Job(
+        id=row["id"],
+        account_id=row["account_id"],
+        request=json.loads(row["request"]),
+        created=datetime.fromisoformat(row["created"]),
+        updated=datetime.fromisoformat(row["updated"]),
+        status=Status(row["status"]),
+        error=row["error"],
+        action=Action(row["action"]),
+        action_updated=datetime.fromisoformat(row["action_updated"]) if row["action_updated"] else None,
+        stopped_reason=row["stopped_reason"],
+    )
+
+
+def _feature_values(feature: Feature) -> tuple[Any, ...]:
+    tile = feature.tile
+    place = (feature.number, tile.name, tile.epsg, *tile.bounds, tile.width, tile.height)
+    outcome = (feature.status, feature.error, feature.delivered, feature.cost_pu, feature.tries, feature.begun)
+    return (*place, *outcome)
+
+
+def _feature(row: sqlite3.Row) -> Feature:
+    bounds = (row["min_x"], row["min_y"], row["max_x"], row["max_y"])
+    return Feature(
+        number=row["number"],
+        tile=Tile(row["name"], row["epsg"], bounds, row["width"], row["height"]),
+        status=row["status"],
+        error=row["error"],
+        delivered=bool(row["delivered"]),
+        cost_pu=row["cost_pu"],
+        tries=row["tries"],
+        begun=bool(row["begun"]),
+    )
