@@ -5,10 +5,13 @@ A grid's tile belongs to a 100 km square of the Military Grid Reference System (
 outwards to multiples of 60 m as the Sentinel-2 tiling does.
 
 Where two zones meet, their squares overlap, and the grids leave out what is redundant. The service does not publish
-the rule. This one reproduces every tile, and every gap, of the real grid 0 in zones 30 and 31 north of 42° N:
+the rule. This one is derived from real tiles:
 
-* a square exists if it overlaps the strip of its own zone, unless squares of the zone to the west cover it whole;
-* a tile of an existing square exists unless existing squares of the zone to the east cover it whole.
+* a square exists if it touches the strip of its own zone, unless squares of the zones to the west cover it whole;
+* a tile of an existing square exists unless existing squares of the zones to the east cover it whole.
+
+The first half gives the squares of the Sentinel-2 tiling (all 56,359 that do not cross the antimeridian, none more);
+the second gives every tile, and every gap, of the real grid 0 in zones 30 and 31 between 42° and 51° N.
 
 Sources: Sentinel Hub, "Batch Processing API", tiling grids (sizes, resolutions, latitudes) and the answers of
 ``/batch/tilinggrids``; NGA.STND.0037, "Universal Grids and Grid Reference Systems" (zones, bands, letters).
@@ -383,7 +386,7 @@ def _is_covered(zone: int, bounds: _Bounds, offsets: tuple[int, ...], counts: Ca
 
 @lru_cache(maxsize=60)
 def _strip(zone: int) -> BaseGeometry:
-    """The zone's strip in longitude and latitude, shrunk a little so that touching it does not count."""
+    """The zone's strip in longitude and latitude, a centimetre wider: 31VE only touches its strip and does exist."""
     usual = (6.0 * zone - 186, 6.0 * zone - 180)
     parts = []
     for index, band in enumerate(_BAND_LETTERS):
@@ -391,7 +394,7 @@ def _strip(zone: int) -> BaseGeometry:
         if limits is not None:
             south = -80 + 8 * index if index else -90
             north = -72 + 8 * index if band != "X" else 90
-            parts.append(shapely.box(limits[0] + 1e-7, south, limits[1] - 1e-7, north))
+            parts.append(shapely.box(limits[0] - 1e-7, south, limits[1] + 1e-7, north))
     return shapely.union_all(parts)
 
 
