@@ -91,10 +91,10 @@ class TimeRange(_Model):
 
     @field_validator("from_", "to", mode="before")
     @classmethod
-    def _has_a_time(cls, value: object) -> object:
-        if not isinstance(value, str) or "T" not in value.upper():
+    def _has_a_time(cls, value: object) -> datetime:
+        if not isinstance(value, str) or "T" not in value:
             raise ValueError(f"{value!r} is not a date-time with a zone, such as 2019-01-31T14:00:00Z")
-        return value
+        return datetime.fromisoformat(value)
 
     @model_validator(mode="after")
     def _is_ordered(self) -> Self:
@@ -279,10 +279,10 @@ class RasterOutput(_Model):
     create_collection: bool = False
     collection_id: str | None = None
 
-    @model_validator(mode="before")
+    @field_validator("type", mode="before")
     @classmethod
-    def _is_raster(cls, value: Any) -> Any:
-        if isinstance(value, dict) and value.get("type") == "zarr":
+    def _is_raster(cls, value: object) -> object:
+        if value == "zarr":
             raise ValueError("zarr output is not offered by this version of localhub; use type raster")
         return value
 
