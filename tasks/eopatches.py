@@ -29,9 +29,15 @@ from eolearn.core.eodata import EOPatch
 from fsspec import AbstractFileSystem
 from fsspec.exceptions import FSTimeoutError
 from fsspec.implementations.local import LocalFileSystem
+from prefect import Task
+from prefect.client.schemas.objects import State, TaskRun
 
 FileFormat = Literal["npy.gz", "zarr"]
 """How arrays are stored: gzipped NumPy files, or zarr (version 2) with one chunk a date."""
+
+RETRIES = 3
+RETRY_DELAY_SECONDS: list[float] = [2, 10, 30]
+"""How often, and after which pauses, a task that moves files is repeated when the network failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +146,11 @@ def is_transient(error: object) -> bool:
         return True
     network = (botocore.exceptions.ConnectionError, botocore.exceptions.HTTPClientError, FSTimeoutError)
     return isinstance(error, (ConnectionError, TimeoutError, *network))
+
+
+def network_failed(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Prefect's retry condition for tasks that move files: a bad tile stays bad, a network may come back."""
+    return is_transient(state.result(raise_on_failure=False))
 
 
 @contextmanager

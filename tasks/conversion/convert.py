@@ -10,15 +10,14 @@ from eolearn.core.constants import FeatureType
 from eolearn.core.eodata import EOPatch
 from fsspec import AbstractFileSystem
 from numpy.typing import NDArray
-from prefect import Task, task
+from prefect import task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State, TaskRun
 from pydantic import BaseModel, ConfigDict, Field
 from sentinelhub import CRS, BBox
 
 from tasks.conversion.delivery import Dates, Delivery, TileFiles, read_dates
 from tasks.conversion.mapping import FeatureMapping, FeatureRule
-from tasks.eopatches import FileFormat, Verdict, check_marker, is_transient, write_patch
+from tasks.eopatches import RETRIES, RETRY_DELAY_SECONDS, FileFormat, Verdict, check_marker, network_failed, write_patch
 from tasks.errors import TileError
 from tasks.grid import Tile
 from tasks.storage import Storage, open_filesystem
@@ -263,18 +262,6 @@ def _identity(
         "mapping_sha256": mapping.sha256,
         "file_format": file_format,
     }
-
-
-# ---- Prefect ----
-
-
-RETRIES = 3
-RETRY_DELAY_SECONDS: list[float] = [2, 10, 30]
-
-
-def network_failed(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Retry only what the network or the object store did; a bad tile stays bad."""
-    return is_transient(state.result(raise_on_failure=False))
 
 
 @task(
