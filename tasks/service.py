@@ -7,6 +7,7 @@ that was refused. Here each call is made once: who calls decides what may be ask
 import os
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -15,6 +16,7 @@ from oauthlib.oauth2 import OAuth2Error
 from prefect.blocks.core import Block
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from sentinelhub import BatchProcessClient, SHConfig
+from sentinelhub.api.batch.process import BatchProcessRequest
 from sentinelhub.download import SentinelHubDownloadClient
 from sentinelhub.exceptions import DownloadFailedException, OutOfRequestsException, SHRateLimitWarning
 
@@ -35,6 +37,32 @@ TOKEN_URLS = {
 TIMEOUT_SECONDS = 60.0
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A batch request as the service tells of it.
+
+    Attributes:
+        id: the request's id.
+        status: its state at the service.
+        reason: why it failed or was stopped, if it was.
+        percent: share of tiles that are processed, 0 to 100.
+        cost_pu: what it has cost so far, processing units.
+        found: whether it existed before this run.
+    """
+
+    id: str
+    status: str
+    reason: str = ""
+    percent: float = 0.0
+    cost_pu: float = 0.0
+    found: bool = True
+
+    @property
+    def ended(self) -> bool:
+        """Whether the service does nothing more for it by itself."""
+        return self.status in {"DONE", "FAILED", "STOPPED"}
 
 
 class SentinelHubCredentials(Block):
@@ -124,6 +152,25 @@ def call(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     except AccessDenied:
         SentinelHubDownloadClient.clear_cache()
         return _call_once(function, *args, **kwargs)
+
+
+def get_job(client: BatchProcessClient, request_id: str) -> Job:
+    """Ask once how far the request is."""
+    return job_of(call(client.get_request, request_id))
+
+
+def job_of(request: BatchProcessRequest, *, found: bool = True) -> Job:
+    """Give what we keep of a request as the client tells it."""
+    status = request.status.value
+    stopped = request.stopped_status_reason.value if request.stopped_status_reason else ""
+    return Job(
+        id=request.request_id,
+        status=status,
+        reason=request.error or stopped,
+        percent=float(request.completion_percentage or 0),
+        cost_pu=float(request.cost_PU or 0),
+        found=found,
+    )
 
 
 def _call_once(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:

@@ -1,0 +1,299 @@
+"""What will be done and what it costs, before anything is created or bought: tiles, price, what exists already."""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import geopandas as gpd
+import shapely
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pyogrio.errors import DataLayerError, DataSourceError
+from shapely.geometry import shape
+from shapely.geometry.base import BaseGeometry
+
+from tasks.errors import InvalidInput
+from tasks.grid import Tile, tiles_of_geopackage, tiles_of_grid
+from tasks.ledger import TileRecord, TileState
+
+LONLAT = 4326
+"""EPSG code of longitude and latitude, the CRS of bbox and GeoJSON."""
+PRICE_AREA_PIXELS = 512 * 512
+"""Pixels of a processing unit (Sentinel Hub documentation, "Processing Units")."""
+PRICE_BANDS = 3
+"""Input bands of a processing unit (same source)."""
+MIN_AREA_FACTOR = 0.01
+BATCH_FACTOR, BATCH_MIN_PIXELS = 1 / 3, 10_000
+"""Batch costs a third, for tiles of at least so many pixels (same source)."""
+MIN_REQUEST_PU = 100.0
+"""The least that a batch request costs (same source)."""
+REVISIT_DAYS = {"low": 5.0, "likely": 4.0, "high": 2.5}
+"""Days between acquisitions of a place: two satellites on one orbit; a mean; two overlapping orbits."""
+SURVEY_THREADS = 16
+
+
+class Area(BaseModel):
+    """Where: one of bbox, GeoJSON or file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", title="Area")
+
+    name: str = Field(
+        default="Sample",
+        title="Name",
+        description="Names the folder of results, together with the period.",
+        examples=["Slovenia"],
+        min_length=1,
+        max_length=60,
+        pattern=r"[A-Za-z0-9]",
+    )
+    bbox: tuple[float, float, float, float] | None = Field(
+        default=None,
+        title="Bounding box",
+        description="West, south, east, north in degrees.",
+        examples=[[14.4, 46.0, 14.6, 46.1]],
+    )
+    geojson: dict[str, Any] | None = Field(
+        default=None,
+        title="GeoJSON",
+        description="Polygon, MultiPolygon, Feature or FeatureCollection in longitude and latitude.",
+        examples=[{"type": "Polygon", "coordinates": [[[14.4, 46.0], [14.6, 46.0], [14.6, 46.1], [14.4, 46.0]]]}],
+    )
+    file: str | None = Field(
+        default=None,
+        title="File",
+        description="Vector file with polygons, in any format and CRS that GDAL reads.",
+        examples=["slovenia.gpkg"],
+    )
+
+    @model_validator(mode="after")
+    def _one_of_three(self) -> Self:
+        given = [name for name in ("bbox", "geojson", "file") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(
+                f"area is given {len(given)} times, as {' and '.join(given)}; give one of bbox, geojson, file"
+            )
+        return self
+
+
+class Period(BaseModel):
+    """When: first and last day, and the step of the output dates."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", title="Period")
+
+    start: date = Field(default=date(2019, 1, 1), title="First day", description="Also the first output date.")
+    end: date = Field(
+        default=date(2019, 12, 31), title="Last day", description="The last day with acquisitions, inclusive."
+    )
+    step_days: int = Field(
+        default=15, title="Step", description="Days between two output dates.", examples=[10, 15, 30], ge=1, le=366
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.end < self.start:
+            raise ValueError(f"period ends on {self.end}, before it starts on {self.start}; exchange the two")
+        days = (self.end - self.start).days + 1
+        if self.step_days > days:
+            raise ValueError(
+                f"step of {self.step_days} days is longer than the period of {days} days; shorten the step"
+            )
+        return self
+
+
+class Tiling(BaseModel):
+    """How the area is cut into tiles: one of the service's grids, or a GeoPackage of your own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", title="Tiling")
+
+    grid: Literal[0, 1, 2] = Field(
+        default=1,
+        title="Tiling grid",
+        description="0: UTM tiles of 20 km; 1: of 10 km; 2: of 100 km.",
+        examples=[1],
+    )
+    resolution_m: float = Field(
+        default=20.0,
+        title="Resolution",
+        description="Pixel size in metres. Grid 0 offers 10, 20 and 60, grid 1 offers 10 and 20.",
+        examples=[10.0],
+        gt=0,
+    )
+    geopackage: str | None = Field(
+        default=None,
+        title="GeoPackage",
+        description="Local file with your own tiles instead of a grid: columns identifier and either resolution or "
+        "width and height. The area, when given, selects among them.",
+        examples=["my_tiles.gpkg"],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """A provisional price in processing units (PU); the bill depends on the number of acquisitions."""
+
+    low: float
+    likely: float
+    high: float
+
+
+def slug(area: Area, period: Period) -> str:
+    """Name of the folder of results and part of artifact keys: lower-case letters, digits and dashes."""
+    words = re.sub(r"[^a-z0-9]+", "-", area.name.lower()).strip("-")
+    return f"{words}-{period.start:%Y%m%d}-{period.end:%Y%m%d}"
+
+
+def area_geometry(area: Area) -> BaseGeometry | None:
+    """Give the area in longitude and latitude; None when none is given.
+
+    Raises:
+        InvalidInput: it cannot be read, has no CRS, is empty, crosses itself, or has no polygons.
+    """
+    if area.bbox is not None:
+        return _bbox_geometry(area.bbox)
+    if area.geojson is not None:
+        return _checked(_geojson_geometry(area.geojson), "area.geojson")
+    if area.file is not None:
+        return _checked(_file_geometry(area.file), f"the area file {area.file}")
+    return None
+
+
+def plan_tiles(tiling: Tiling, area: BaseGeometry | None) -> list[Tile]:
+    """Give the tiles that overlap the area, sorted by name; all of a GeoPackage when there is no area.
+
+    Raises:
+        InvalidInput: a resolution that the grid lacks, an area outside of it, a GeoPackage that breaks a rule.
+    """
+    try:
+        tiles = _tiles(tiling, area)
+    except ValueError as error:
+        raise InvalidInput(str(error)) from error
+    if not tiles:
+        source = tiling.geopackage or f"tiling grid {tiling.grid}"
+        raise InvalidInput(
+            f"The area overlaps no tile of {source}; check its coordinates (longitude first) and its CRS."
+        )
+    return tiles
+
+
+def geopackage_bytes(path: str) -> bytes:
+    """Content of the GeoPackage with tiles, as it will be uploaded for the service.
+
+    Raises:
+        InvalidInput: it cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InvalidInput(f"The GeoPackage {path} cannot be read: {error}.") from error
+
+
+def tile_price_pu(pixels: int, bands: int, acquisitions: float, *, float_output: bool) -> float:
+    """Price of one tile in processing units (Sentinel Hub documentation, "Processing Units").
+
+    Args:
+        pixels: width times height.
+        bands: input bands, dataMask not counted.
+        acquisitions: samples per pixel.
+        float_output: whether an output is FLOAT32, which doubles the price.
+    """
+    area = max(pixels / PRICE_AREA_PIXELS, MIN_AREA_FACTOR)
+    batch = BATCH_FACTOR if pixels >= BATCH_MIN_PIXELS else 1.0
+    return area * bands / PRICE_BANDS * (2 if float_output else 1) * acquisitions * batch
+
+
+def provisional_price(tiles: Sequence[Tile], period: Period, bands: int, *, float_output: bool) -> Price:
+    """Price of a request from the usual number of acquisitions; at least the service's minimum, 0 without tiles."""
+    days = (period.end - period.start).days + 1
+
+    def request(case: str) -> float:
+        acquisitions = max(1.0, days / REVISIT_DAYS[case])
+        total = sum(
+            tile_price_pu(tile.width * tile.height, bands, acquisitions, float_output=float_output) for tile in tiles
+        )
+        return max(MIN_REQUEST_PU, total) if tiles else 0.0
+
+    return Price(request("low"), request("likely"), request("high"))
+
+
+def survey(
+    tiles: Iterable[Tile], converted: Callable[[Tile], bool], labelled: Callable[[Tile], bool]
+) -> list[TileRecord]:
+    """Look at what exists: a tile is pending, converted, or labelled as well. Several tiles are looked at at a time."""
+
+    def look(tile: Tile) -> TileRecord:
+        if not converted(tile):
+            return TileRecord(tile, TileState.PENDING)
+        return TileRecord(tile, TileState.LABELLED if labelled(tile) else TileState.CONVERTED)
+
+    with ThreadPoolExecutor(SURVEY_THREADS) as pool:
+        return list(pool.map(look, tiles))
+
+
+def _bbox_geometry(bbox: tuple[float, float, float, float]) -> BaseGeometry:
+    west, south, east, north = bbox
+    if not (-180 <= west < east <= 180 and -90 <= south < north <= 90):
+        raise InvalidInput(
+            f"area.bbox is {list(bbox)}; west, south, east, north in degrees are needed, west < east and south < north."
+        )
+    return shapely.box(west, south, east, north)
+
+
+def _geojson_geometry(geojson: dict[str, Any]) -> BaseGeometry:
+    try:
+        if geojson.get("type") == "FeatureCollection":
+            return shapely.union_all([shape(feature["geometry"]) for feature in geojson["features"]])
+        return shape(geojson.get("geometry", geojson))
+    except (shapely.errors.ShapelyError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise InvalidInput(
+            f"area.geojson is not a GeoJSON geometry: {error!r}. It starts {json.dumps(geojson)[:80]}."
+        ) from error
+
+
+def _file_geometry(path: str) -> BaseGeometry:
+    try:
+        frame = gpd.read_file(path, engine="pyogrio")
+    except (DataSourceError, DataLayerError, OSError) as error:
+        raise InvalidInput(f"The area file {path} cannot be read: {error}. Check path and format.") from error
+    if not isinstance(frame, gpd.GeoDataFrame) or frame.crs is None:
+        raise InvalidInput(f"The area file {path} has no geometries with a CRS; set its CRS and try again.")
+    frame = frame[frame.geometry.notna()]
+    for reason in shapely.is_valid_reason(frame.geometry.to_numpy()):
+        if reason != "Valid Geometry":
+            raise InvalidInput(
+                f"The area file {path} has an invalid geometry: {reason}. Mend it, with QGIS for example."
+            )
+    return shapely.union_all(frame.to_crs(LONLAT).geometry.to_numpy())
+
+
+def _checked(geometry: BaseGeometry, what: str) -> BaseGeometry:
+    if geometry.is_empty:
+        raise InvalidInput(f"The geometry of {what} is empty; give a polygon.")
+    if geometry.geom_type not in ("Polygon", "MultiPolygon"):
+        raise InvalidInput(f"The geometry of {what} is a {geometry.geom_type}; give a Polygon or MultiPolygon.")
+    if not geometry.is_valid:
+        raise InvalidInput(f"The geometry of {what} is invalid: {shapely.is_valid_reason(geometry)}. Mend it.")
+    return geometry
+
+
+def _tiles(tiling: Tiling, area: BaseGeometry | None) -> list[Tile]:
+    if tiling.geopackage is not None:
+        return _overlapping(tiles_of_geopackage(tiling.geopackage), area)
+    if area is None:
+        raise ValueError("No area is given; give one of area.bbox, area.geojson, area.file.")
+    return tiles_of_grid(area, LONLAT, tiling.grid, tiling.resolution_m)
+
+
+def _overlapping(tiles: list[Tile], area: BaseGeometry | None) -> list[Tile]:
+    if area is None:
+        return tiles
+    areas = {epsg: _projected(area, epsg) for epsg in {tile.epsg for tile in tiles}}
+    return [tile for tile in tiles if areas[tile.epsg].intersection(shapely.box(*tile.bounds)).area > 0]
+
+
+def _projected(area: BaseGeometry, epsg: int) -> BaseGeometry:
+    projected: BaseGeometry = gpd.GeoSeries([area.segmentize(0.01)], crs=LONLAT).to_crs(epsg).iloc[0]
+    return projected
