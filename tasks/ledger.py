@@ -4,6 +4,8 @@ It is a GeoPackage that QGIS and geopandas open. Outlines are in EPSG:4326 becau
 UTM zones; each tile's own CRS and bounds stand in columns.
 """
 
+import hashlib
+import json
 import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -55,6 +57,16 @@ class TileRecord:
     bytes_written: int = 0
     seconds: float = 0.0
     price_pu: float | None = None
+
+
+def fingerprint(work: object) -> str:
+    """Give the identity of a piece of work: a hash of its description as JSON, 16 hexadecimal digits.
+
+    Raises:
+        TypeError: the description is not made of JSON's types.
+    """
+    text = json.dumps(work, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def write_ledger(records: Iterable[TileRecord], path: Path) -> None:

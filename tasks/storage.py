@@ -125,8 +125,8 @@ def open_filesystem(url: str, storage: Storage) -> tuple[fsspec.AbstractFileSyst
     return files, url.removeprefix("s3://")
 
 
-def check_writable(url: str, storage: Storage, what: str) -> str | None:
-    """Whether ``url`` can be written; the problem as a sentence, or None.
+def check_writable(url: str, storage: Storage, what: str) -> None:
+    """Check that ``url`` can be written.
 
     On S3 a probe is written, read and deleted. Of a local folder only the rights are looked at: nothing is made.
 
@@ -134,22 +134,25 @@ def check_writable(url: str, storage: Storage, what: str) -> str | None:
         url: local folder or S3 prefix.
         storage: endpoint and credentials for S3.
         what: how the message calls the place, such as "the destination".
+
+    Raises:
+        InvalidInput: the bucket is missing, the credentials are wrong, or the place refuses.
     """
     files, path = open_filesystem(url, storage)
     if isinstance(files, LocalFileSystem):
-        return _local_problem(Path(path), what)
+        _check_rights(Path(path), what)
+        return
     try:
         _probe(files, path)
-    except FileNotFoundError:
-        return f"The bucket of {what} {url} does not exist; create it, or name another."
+    except FileNotFoundError as error:
+        raise InvalidInput(f"The bucket of {what} {url} does not exist; create it, or name another.") from error
     except PermissionError as error:
-        return (
+        raise InvalidInput(
             f"The credentials for {what} {url} are wrong or do not allow to write there: {str(error).rstrip('.')}. "
             "Check the access key and its rights."
-        )
+        ) from error
     except (OSError, BotoCoreError) as error:
-        return f"{_capital(what)} {url} cannot be written: {error}. Check endpoint and network."
-    return None
+        raise InvalidInput(f"{_capital(what)} {url} cannot be written: {error}. Check endpoint and network.") from error
 
 
 def _probe(files: fsspec.AbstractFileSystem, path: str) -> None:
@@ -161,7 +164,7 @@ def _probe(files: fsspec.AbstractFileSystem, path: str) -> None:
         raise OSError("a probe came back changed")
 
 
-def _local_problem(folder: Path, what: str) -> str | None:
+def _check_rights(folder: Path, what: str) -> None:
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
         return None

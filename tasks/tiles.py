@@ -7,16 +7,18 @@ may be missing, stale or in the middle of being replaced: then nothing is known 
 
 import sqlite3
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import geopandas as gpd
 import pyogrio
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.errors import ServiceError, Unavailable
+from tasks.grid import Tile
 from tasks.service import Job, Service, connect, get_job
 from tasks.storage import Storage, open_filesystem
 
@@ -25,8 +27,18 @@ USERDATA = "userdata"
 NO_DATA = "No data"
 """The execution database's word for a tile without any scene."""
 
-Paths = Mapping[str, str]
-"""Path in the bucket by output id, userdata included."""
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a request will deliver, as its analysis found.
+
+    Attributes:
+        tiles: sorted by name.
+        paths: of each tile by name: path in the bucket by output id, userdata included.
+    """
+
+    tiles: tuple[Tile, ...]
+    paths: Mapping[str, Mapping[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +86,8 @@ def poll_seconds(elapsed_seconds: float, longest: float) -> float:
     return min(max(2.0, elapsed_seconds / 10), longest)
 
 
-def read_manifest(storage: Storage, request_id: str) -> dict[str, Paths]:
-    """Give the paths of all files that a request delivers, by tile name and output id.
+def read_manifest(storage: Storage, request_id: str) -> Manifest:
+    """Read what a request will deliver.
 
     Raises:
         ServiceError: the manifest is not at any of the documented places, or cannot be read.
@@ -87,14 +99,9 @@ def read_manifest(storage: Storage, request_id: str) -> dict[str, Paths]:
             raise ServiceError(f"The manifest {name} is not in {storage.tiles_url}, though the request is analysed.")
         try:
             layers = [str(layer) for layer, _ in pyogrio.list_layers(local)]
-            frames = [pyogrio.read_dataframe(local, layer=layer, read_geometry=False) for layer in layers]
-        except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError) as error:
-            raise ServiceError(f"The manifest {name} in {storage.tiles_url} cannot be read: {error}.") from error
-    paths: dict[str, dict[str, str]] = {}
-    for frame in frames:
-        for output, identifier, path in zip(frame["outputId"], frame["identifier"], frame["path"], strict=True):
-            paths.setdefault(str(identifier), {})[str(output)] = str(path).removeprefix("s3://")
-    return dict(paths)
+            return _manifest([pyogrio.read_dataframe(local, layer=layer) for layer in layers])
+        except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, KeyError) as error:
+            raise ServiceError(f"The manifest {name} in {storage.tiles_url} cannot be read: {error!r}.") from error
 
 
 def read_statuses(storage: Storage, request_id: str) -> dict[str, TileStatus]:
@@ -121,6 +128,18 @@ def take_snapshot(storage: Storage, service: Service, job: Job) -> Snapshot:
         return Snapshot(now, read_statuses(storage, job.id))
     except (Unavailable, OSError) as error:
         return Snapshot(job, problem=str(error))
+
+
+def _manifest(layers: Iterable[gpd.GeoDataFrame]) -> Manifest:
+    tiles: dict[str, Tile] = {}
+    paths: dict[str, dict[str, str]] = {}
+    for layer in layers:
+        epsg = layer.crs.to_epsg()
+        for row in layer.itertuples():
+            bounds = row.geometry.bounds
+            tiles[row.identifier] = Tile(row.identifier, epsg, bounds, int(row.width), int(row.height))
+            paths.setdefault(row.identifier, {})[row.outputId] = row.path.removeprefix("s3://")
+    return Manifest(tuple(tiles[name] for name in sorted(tiles)), paths)
 
 
 def _rows(database: sqlite3.Connection) -> dict[str, TileStatus]:

@@ -1,0 +1,194 @@
+"""An order: the parameters, checked and resolved into what the stages need."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, time
+from functools import partial
+from typing import TypeVar
+
+from shapely.geometry.base import BaseGeometry
+
+from flows.parameters import LandCover
+from tasks.batch import Work, process_request, upload_geopackage
+from tasks.conversion import (
+    FeatureMapping,
+    Provenance,
+    check_mapping,
+    default_mapping,
+    is_converted,
+    land_cover_mapping,
+)
+from tasks.errors import InvalidInput
+from tasks.evalscript import Script, load_script, output_dates
+from tasks.grid import Tile
+from tasks.ledger import TileRecord, TileState, fingerprint
+from tasks.plan import Price, area_geometry, geopackage_bytes, plan_tiles, provisional_price, slug, survey
+from tasks.reference import ReferenceSource, is_labelled, reference_source
+from tasks.storage import check_writable, open_filesystem
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What was asked for, resolved.
+
+    Attributes:
+        parameters: as given.
+        slug: names the folder of results and the artifacts.
+        area: longitude and latitude; None for all tiles of a GeoPackage.
+        tiles: planned by the tiling rule; the manifest of the request is binding.
+        script: the evalscript as it will be sent.
+        mapping: from its outputs to features.
+        dates: of the built-in script, UTC; None for an own one, whose userdata.json tells them.
+        work: what the service is asked for.
+        reference: identity of the reference polygons; None without.
+    """
+
+    parameters: LandCover
+    slug: str
+    area: BaseGeometry | None
+    tiles: tuple[Tile, ...]
+    script: Script
+    mapping: FeatureMapping
+    dates: tuple[datetime, ...] | None
+    work: Work
+    reference: ReferenceSource | None
+
+    @property
+    def folder(self) -> str:
+        """Where the results go: a local folder or an S3 prefix."""
+        return f"{self.parameters.storage.destination}/{self.slug}"
+
+    def patch_url(self, tile: Tile) -> str:
+        """Where a tile's EOPatch goes."""
+        return f"{self.folder}/eopatches/eopatch_{tile.name}"
+
+    def provenance(self, request_id: str) -> Provenance:
+        """What an EOPatch's marker says of its origin."""
+        return Provenance(request_id, self.work.fingerprint, hashlib.sha256(self.script.source.encode()).hexdigest())
+
+    def price(self, tiles: tuple[Tile, ...]) -> Price:
+        """Provisional price of ``tiles``."""
+        bands = len([band for band in self.script.input_bands if band != "dataMask"])
+        floats = any(sample_type == "FLOAT32" for _, _, sample_type in self.script.outputs)
+        return provisional_price(tiles, self.parameters.period, max(bands, 1), float_output=floats)
+
+
+def prepare(parameters: LandCover) -> Order:
+    """Check the parameters against files, buckets and grids, and resolve them. Nothing is created or bought.
+
+    Raises:
+        InvalidInput: all problems that were found, one a line.
+    """
+    problems: list[str] = []
+    area, tiles = _try(lambda: _tiles(parameters), problems) or (None, ())
+    script = _try(lambda: _script(parameters), problems)
+    mapping = _try(lambda: _mapping(parameters, script), problems) if script else None
+    work = _try(lambda: _work(parameters, area, script), problems) if script else None
+    reference = _try(lambda: _reference(parameters), problems)
+    storage = parameters.storage
+    for url, what in ((storage.tiles_url, "the delivery"), (storage.destination, "the destination")):
+        _try(partial(check_writable, url, storage, what), problems)
+    if problems or script is None or mapping is None or work is None:
+        raise InvalidInput("\n".join(problems))
+    return Order(
+        parameters=parameters,
+        slug=slug(parameters.area, parameters.period),
+        area=area,
+        tiles=tiles,
+        script=script,
+        mapping=mapping,
+        dates=_dates(parameters) if script.built_in else None,
+        work=work,
+        reference=reference,
+    )
+
+
+def survey_order(order: Order) -> list[TileRecord]:
+    """Look at what exists at the destination: one record a planned tile."""
+    files, _ = open_filesystem(order.folder, order.parameters.storage)
+    file_format = order.parameters.patches.file_format
+    provenance = order.provenance(request_id="")
+
+    def converted(tile: Tile) -> bool:
+        return bool(is_converted(files, _path(order, tile), tile.name, order.mapping, file_format, provenance))
+
+    def labelled(tile: Tile) -> bool:
+        return order.reference is None or bool(is_labelled(files, _path(order, tile), order.reference, file_format))
+
+    return survey(order.tiles, converted, labelled)
+
+
+def is_finished(record: TileRecord, order: Order) -> bool:
+    """Whether nothing is left to do for a tile."""
+    wanted = TileState.CONVERTED if order.reference is None else TileState.LABELLED
+    return record.state in {wanted, TileState.LABELLED, TileState.NO_DATA}
+
+
+def deliver_tiles_file(order: Order) -> None:
+    """Upload the GeoPackage with tiles, when the order has one, to where the service reads it."""
+    tiling, storage = order.parameters.tiling, order.parameters.storage
+    if tiling.geopackage is not None:
+        content = geopackage_bytes(tiling.geopackage)
+        upload_geopackage(content, hashlib.sha256(content).hexdigest(), storage)
+
+
+def _path(order: Order, tile: Tile) -> str:
+    return open_filesystem(order.patch_url(tile), order.parameters.storage)[1]
+
+
+def _try(check: Callable[[], T], problems: list[str]) -> T | None:
+    try:
+        return check()
+    except InvalidInput as error:
+        problems.append(str(error))
+        return None
+
+
+def _tiles(parameters: LandCover) -> tuple[BaseGeometry | None, tuple[Tile, ...]]:
+    area = area_geometry(parameters.area)
+    return area, tuple(plan_tiles(parameters.tiling, area))
+
+
+def _script(parameters: LandCover) -> Script:
+    period = parameters.period
+    return load_script(parameters.imagery, period.start, period.end, period.step_days)
+
+
+def _mapping(parameters: LandCover, script: Script) -> FeatureMapping:
+    imagery = parameters.imagery
+    if parameters.features is not None:
+        mapping = parameters.features
+    elif script.built_in:
+        mapping = land_cover_mapping(imagery.bands, imagery.indices, parameters.patches.band_dtype)
+    else:
+        mapping = default_mapping(script.outputs, temporal="updateOutputMetadata" in script.source)
+    check_mapping(mapping, [output for output, _, _ in script.outputs])
+    return mapping
+
+
+def _work(parameters: LandCover, area: BaseGeometry | None, script: Script) -> Work:
+    imagery, period, tiling, storage = parameters.imagery, parameters.period, parameters.tiling, parameters.storage
+    request = process_request(area, imagery.collection, period.start, period.end, imagery.max_cloud_coverage, script)
+    if tiling.geopackage is None:
+        tiles_input = {"type": "tiling-grid", "id": tiling.grid, "resolution": tiling.resolution_m}
+    else:
+        digest = hashlib.sha256(geopackage_bytes(tiling.geopackage)).hexdigest()
+        tiles_input = {"url": f"{storage.tiles_url}/grids/{digest}.gpkg"}
+    work = Work(parameters.area.name, "", request, tiles_input, storage.tiles_url)
+    return replace(work, fingerprint=fingerprint([request, tiles_input, storage.tiles_url, storage.endpoint_url]))
+
+
+def _reference(parameters: LandCover) -> ReferenceSource | None:
+    if parameters.reference is None:
+        return None
+    files, path = open_filesystem(parameters.reference.file, parameters.storage)
+    return reference_source(parameters.reference, files, path)
+
+
+def _dates(parameters: LandCover) -> tuple[datetime, ...]:
+    period = parameters.period
+    days = output_dates(period.start, period.end, period.step_days)
+    return tuple(datetime.combine(day, time(), tzinfo=UTC) for day in days)

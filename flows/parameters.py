@@ -1,0 +1,110 @@
+"""The parameters of the flow: the form that a person fills in, the command line's YAML, the arguments in Python."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tasks.batch import Limits
+from tasks.conversion import FeatureMapping, PatchOptions
+from tasks.errors import InvalidInput
+from tasks.evalscript import Imagery
+from tasks.plan import Area, Period, Tiling
+from tasks.reference import Reference
+from tasks.service import Service
+from tasks.storage import Storage
+
+SAMPLE_AREA = Area(name="Sample", bbox=(14.05, 46.02, 14.25, 46.15))
+"""Lies in four tiles of localhub's sample archive."""
+SAMPLE_REFERENCE = Reference(file="s3://eopatch-flow/reference/sample.gpkg")
+"""The sample archive's land-cover polygons, where ``eopatch-flow localhub`` puts them."""
+
+
+class Run(BaseModel):
+    """How the run behaves."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", title="Run")
+
+    tiles_at_once: int = Field(
+        default=2,
+        title="Tiles at once",
+        description="Tiles that are converted at the same time; each needs memory for one decoded tile.",
+        examples=[4],
+        ge=1,
+        le=64,
+    )
+    poll_seconds: float = Field(
+        default=60.0,
+        title="Poll at least every",
+        description="Longest pause between two looks at the job, seconds; a young job is looked at more often.",
+        examples=[60],
+        ge=1,
+        le=3600,
+    )
+    patience_minutes: float = Field(
+        default=30.0,
+        title="Patience",
+        description="Minutes without an answer from the service, or without a file that should be there, before the "
+        "run gives up. The job goes on, and the next run takes it up again.",
+        examples=[30],
+        gt=0,
+    )
+    quicklooks: int = Field(
+        default=4, title="Quick-looks", description="Number of tiles that get a picture.", examples=[4], ge=0, le=1000
+    )
+
+
+class LandCover(BaseModel):
+    """All parameters of the flow; the defaults run on localhub."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", title="Land cover")
+
+    area: Area = SAMPLE_AREA
+    period: Period = Period()
+    imagery: Imagery = Imagery()
+    features: FeatureMapping | None = None
+    tiling: Tiling = Tiling()
+    service: Service = Service()
+    storage: Storage = Storage()
+    reference: Reference | None = SAMPLE_REFERENCE
+    patches: PatchOptions = PatchOptions()
+    limits: Limits = Limits()
+    run: Run = Run()
+
+
+def read_config(path: Path) -> LandCover:
+    """Read parameters from a YAML or JSON file whose keys are the flow's parameters.
+
+    Raises:
+        InvalidInput: the file cannot be read, or does not fit; every problem is named with its place.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InvalidInput(f"The configuration {path} cannot be read: {error}") from error
+    return parse_config(content or {}, str(path))
+
+
+def parse_config(content: Any, source: str) -> LandCover:
+    """Turn a mapping into parameters.
+
+    Raises:
+        InvalidInput: every problem is named with its place.
+    """
+    if not isinstance(content, dict):
+        raise InvalidInput(f"The configuration {source} must be a mapping with keys such as 'area' and 'period'.")
+    try:
+        return LandCover.model_validate(content)
+    except ValidationError as error:
+        lines = "\n".join(f"  {_problem(one)}" for one in error.errors())
+        raise InvalidInput(f"The configuration {source} has {error.error_count()} problem(s):\n{lines}") from error
+
+
+def _problem(error: Any) -> str:
+    place = ".".join(str(part) for part in error["loc"])
+    text = error["msg"].removeprefix("Value error, ")
+    came = "" if isinstance(error["input"], dict) else f" (came: {error['input']!r})"
+    return f"{place}: {text}{came}"

@@ -1,0 +1,65 @@
+"""How far a run is, told to whoever listens: a terminal's progress bars, or the run's log."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from prefect.exceptions import MissingContextError
+from prefect.logging import get_logger, get_run_logger
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One stage's state.
+
+    Attributes:
+        stage: name for people.
+        done: units that are finished.
+        total: units in all; 0 when it is not known, or there is nothing to count.
+        note: what a person wants to know besides.
+    """
+
+    stage: str
+    done: int = 0
+    total: int = 0
+    note: str = ""
+
+    @property
+    def finished(self) -> bool:
+        """Whether all of the stage is done."""
+        return self.done >= self.total
+
+
+Listener = Callable[[Progress], None]
+
+_listener: ContextVar[Listener | None] = ContextVar("progress_listener", default=None)
+
+
+def tell(stage: str, done: int = 0, total: int = 0, note: str = "") -> None:
+    """Tell the listener; without one, a line of log for what begins, ends, or is worth a note."""
+    progress = Progress(stage, done, total, note)
+    listener = _listener.get()
+    if listener is not None:
+        listener(progress)
+    elif note or progress.finished:
+        _log(progress)
+
+
+@contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Send all progress within the block to ``listener`` instead of the log."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+def _log(progress: Progress) -> None:
+    try:
+        logger = get_run_logger()
+    except MissingContextError:
+        logger = get_logger("eopatch_flow")
+    count = f" {progress.done}/{progress.total}" if progress.total else ""
+    logger.info("%s%s%s", progress.stage, count, f": {progress.note}" if progress.note else "")
