@@ -1,0 +1,97 @@
+"""Fixtures of the service's tests: a running localhub over the real scenes, and its clients."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import geopandas as gpd
+import pytest
+import rasterio
+import requests
+import s3fs
+import shapely
+from pydantic import SecretStr
+from rasterio.profiles import Profile
+from rasterio.transform import array_bounds
+from sentinelhub import BatchProcessClient
+
+from localhub.seaweed import SeaweedFS
+from localhub.server import LocalHub
+from localhub.settings import Settings
+from tests.localhub.batch_requests import client_of, session_of
+
+
+@pytest.fixture(scope="session")
+def scenes(test_data: Path) -> Path:
+    """The folder of the five real acquisitions."""
+    return test_data / "s2-slovenia-2015"
+
+
+@pytest.fixture(scope="session")
+def hub_settings(s3: SeaweedFS, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """Settings of a localhub on any free port, whose stopped jobs can be started at once."""
+    return Settings(
+        data_dir=tmp_path_factory.mktemp("localhub"),
+        archive=scenes,
+        port=0,
+        s3_endpoint_url=s3.endpoint_url,
+        s3_access_key=s3.access_key,
+        s3_secret_key=SecretStr(s3.secret_key),
+        restart_seconds=0,
+        upload_seconds=0.1,
+    )
+
+
+@pytest.fixture(scope="session")
+def hub(hub_settings: Settings) -> Iterator[LocalHub]:
+    """A running localhub, once a session."""
+    with LocalHub(hub_settings) as running:
+        yield running
+
+
+@pytest.fixture
+def client(hub: LocalHub) -> BatchProcessClient:
+    """The vendor's own client of the running localhub."""
+    return client_of(hub)
+
+
+@pytest.fixture
+def web(hub: LocalHub) -> requests.Session:
+    """A bare HTTP session with a valid token."""
+    return session_of(hub)
+
+
+@pytest.fixture(scope="session")
+def scene_profile(scenes: Path) -> Profile:
+    """Profile of the real scenes' grid: 101 rows, 100 columns."""
+    with rasterio.open(next(scenes.glob("*/B02.tif"))) as dataset:
+        return dataset.profile
+
+
+@pytest.fixture
+def whole_scene(s3_files: s3fs.S3FileSystem, bucket: str, scene_profile: Profile, tmp_path: Path) -> str:
+    """URL of a GeoPackage whose one feature is the scenes' own grid."""
+    transform, width, height = (scene_profile[name] for name in ("transform", "width", "height"))
+    west, south, east, north = array_bounds(height, width, transform)
+    table = gpd.GeoDataFrame(
+        {"id": [1], "identifier": ["whole"], "width": [width], "height": [height]},
+        geometry=[shapely.box(west, south, east, north)],
+        crs="EPSG:32633",
+    )
+    return upload_grid(table, s3_files, bucket, tmp_path)
+
+
+@pytest.fixture
+def six_features(s3_files: s3fs.S3FileSystem, bucket: str, tmp_path: Path) -> str:
+    """URL of a GeoPackage with the features f0 to f5, of 10 x 10 pixels each, in a row within the scenes."""
+    boxes = [shapely.box(465300 + 100 * i, 5079500, 465400 + 100 * i, 5079600) for i in range(6)]
+    names = [f"f{number}" for number in range(6)]
+    columns = {"id": range(6), "identifier": names, "resolution": [10.0] * 6}
+    return upload_grid(gpd.GeoDataFrame(columns, geometry=boxes, crs="EPSG:32633"), s3_files, bucket, tmp_path)
+
+
+def upload_grid(table: gpd.GeoDataFrame, s3_files: s3fs.S3FileSystem, bucket: str, folder: Path) -> str:
+    """Write a table as a GeoPackage into the bucket and return its URL."""
+    path = folder / "grid.gpkg"
+    table.to_file(path, layer="Grid EPSG:32633", driver="GPKG", engine="pyogrio")
+    s3_files.put_file(str(path), f"{bucket}/grid.gpkg")
+    return f"s3://{bucket}/grid.gpkg"
