@@ -1,0 +1,31 @@
+"""What a run shows of itself: pictures, texts, and Prefect artifacts made of them.
+
+Pictures and texts are pure functions; :mod:`tasks.report.publish` holds the shells that talk to Prefect.
+"""
+
+from tasks.report.pictures import quicklook, status_map
+from tasks.report.publish import publish_plan, publish_summary, publish_tiles
+from tasks.report.texts import (
+    PlanReport,
+    SummaryReport,
+    artifact_key,
+    plan_markdown,
+    summary_markdown,
+    tile_rows,
+    tiles_markdown,
+)
+
+__all__ = [
+    "PlanReport",
+    "SummaryReport",
+    "artifact_key",
+    "plan_markdown",
+    "publish_plan",
+    "publish_summary",
+    "publish_tiles",
+    "quicklook",
+    "status_map",
+    "summary_markdown",
+    "tile_rows",
+    "tiles_markdown",
+]
