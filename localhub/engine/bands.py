@@ -1,0 +1,48 @@
+"""Units in which a script may ask for a band, and the factor that turns stored numbers (DN) into each of them."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+from localhub.engine.errors import invalid
+
+NORMALIZATION_FACTOR: Final = 0.0001
+"""Reflectance of one DN of Sentinel-2; the service multiplies in double precision (8795 gives 0.8795000000000001)."""
+
+_OPTICAL: Final = MappingProxyType({"REFLECTANCE": NORMALIZATION_FACTOR, "DN": 1.0})
+_PERCENT: Final = MappingProxyType({"PERCENT": 1.0})
+_DEGREES: Final = MappingProxyType({"DEGREES": 1.0})
+_OTHER: Final = MappingProxyType({"DN": 1.0})
+
+UNITS: Final[Mapping[str, Mapping[str, float]]] = MappingProxyType(
+    {
+        **dict.fromkeys((f"B{number:02d}" for number in range(1, 13)), _OPTICAL),
+        "B8A": _OPTICAL,
+        "AOT": MappingProxyType({"OPTICAL_DEPTH": 0.001, "DN": 1.0}),
+        **dict.fromkeys(("SNW", "CLD"), _PERCENT),
+        **dict.fromkeys(("sunAzimuthAngles", "sunZenithAngles", "viewAzimuthMean", "viewZenithMean"), _DEGREES),
+    }
+)
+"""Band → unit → factor, the default unit first (Sentinel Hub's tables of Sentinel-2 bands). Other bands: DN only."""
+
+
+def unit_factor(band: str, unit: str | None) -> float:
+    """Factor from stored numbers to ``unit``, or to the band's default unit.
+
+    ``dataMask`` takes any unit, because scripts name one unit for all bands.
+
+    Raises:
+        EvalscriptError: the band is not offered in this unit.
+    """
+    units = UNITS.get(band, _OTHER)
+    if band == "dataMask":
+        return 1.0
+    if unit is None:
+        return next(iter(units.values()))
+    factor = units.get(unit.upper())
+    if factor is None:
+        offered = ", ".join(units)
+        raise invalid(
+            f"Band '{band}' requested in unsupported units '{unit}'! Supported units for this band: [{offered}]."
+        )
+    return factor

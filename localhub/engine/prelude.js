@@ -1,0 +1,132 @@
+// What an evalscript finds in its global scope, and the host that runs it. Evaluated before the script; the last
+// expression is the host, which only Python holds: scripts cannot reach it.
+(function () {
+  "use strict";
+  // Kept, because a script may replace any of them.
+  const { parse, stringify } = JSON;
+  const { defineProperty } = Object;
+  const { isArray } = Array;
+  const { isView } = ArrayBuffer;
+  const { isFinite } = Number;
+  const compile = Function;
+  const text = String;
+  const Instant = Date;
+  const Failure = Error;
+
+  // Properties, not declarations: a script may declare the same name with let, const or class.
+  function provide(name, value) {
+    defineProperty(globalThis, name, { value, writable: true, configurable: true, enumerable: false });
+  }
+
+  function names(list) {
+    return Object.freeze(Object.fromEntries(list.map((name) => [name, name])));
+  }
+
+  provide("SampleType", names(["INT8", "UINT8", "INT16", "UINT16", "FLOAT32", "AUTO"]));
+  provide("Mosaicking", names(["SIMPLE", "ORBIT", "TILE"]));
+  // The service has no timers; mini-racer declares them with var, so that they cannot be deleted.
+  for (const name of ["setTimeout", "clearTimeout", "__timer_manager"]) globalThis[name] = undefined;
+
+  // Looks a function up by name in the script scope, which also holds what let and const declare.
+  function find(name) {
+    return compile(`return typeof ${name} === "function" ? ${name} : undefined`)();
+  }
+
+  // JSON has no NaN and no infinities: they travel as strings.
+  function keepNumbers(key, value) {
+    return typeof value === "number" && !isFinite(value) ? text(value) : value;
+  }
+
+  const inputMetadata = { serviceVersion: "localhub", normalizationFactor: 0.0001 };
+  const customData = {};
+  const outputMetadata = {};
+  let scenes = {}; // evaluatePixel's second argument
+  let slots = []; // [list, its pristine copy] for what a script may reorder
+  let program;
+
+  // The form of older scripts (scenes[i].date is a Date), which carries the documented one (scenes.orbits, scenes.tiles).
+  function describeScenes(kind, list) {
+    const dates = list.map((item) => ({ date: new Instant(item.dateFrom || item.date) }));
+    slots = [[dates, dates.slice()], [list, list.slice()]];
+    defineProperty(dates, kind, { value: list, writable: true });
+    defineProperty(dates, "toJSON", { value: () => ({ [kind]: list }), writable: true });
+    return dates;
+  }
+
+  function withoutTiles({ tiles, ...orbit }) {
+    return orbit;
+  }
+
+  // The samples that the script keeps, as positions in the list, in the script's order.
+  function choose(kind, list, from, to) {
+    const period = { from: new Instant(from), to: new Instant(to) };
+    const preProcessScenes = find("preProcessScenes");
+    const filterScenes = find("filterScenes");
+    let kept;
+    if (preProcessScenes) {
+      const returned = preProcessScenes({ ...period, scenes: { [kind]: list.map(withoutTiles) } });
+      kept = returned && returned.scenes && returned.scenes[kind];
+      if (!isArray(kept)) throw new Failure(`preProcessScenes must return collections with an array scenes.${kind}.`);
+    } else if (filterScenes) {
+      const dated = list.map((item) => ({ ...item, date: new Instant(item.dateFrom || item.date) }));
+      kept = filterScenes(dated, { ...inputMetadata, ...period });
+      if (!isArray(kept)) throw new Failure("filterScenes must return an array of scenes.");
+    } else {
+      kept = list;
+    }
+    const positions = kept.map((item) => item && item.__idx);
+    if (!positions.every((position) => position in list)) {
+      throw new Failure("preProcessScenes and filterScenes must return scenes they were given, with their __idx.");
+    }
+    return positions;
+  }
+
+  return {
+    setup() {
+      if (!find("evaluatePixel")) throw new Failure("The script has no function evaluatePixel.");
+      const setup = find("setup");
+      if (!setup) throw new Failure("The script has no function setup.");
+      return stringify(setup(), keepNumbers);
+    },
+
+    // request: {kind, list, from, to, bands}; kind is undefined for SIMPLE, which has neither scenes nor a choice.
+    prepare(request) {
+      const { kind, list, from, to, bands } = parse(request);
+      const positions = kind ? choose(kind, list, from, to) : [0];
+      slots = [];
+      scenes = kind ? describeScenes(kind, positions.map((position) => list[position])) : {};
+      const outputs = {};
+      for (const id in bands) outputs[id] = { bands: bands[id] };
+      const updateOutput = find("updateOutput");
+      if (updateOutput) updateOutput(outputs, { scenes: kind ? scenes.map(({ date }) => ({ date })) : [] });
+      return stringify({ positions, outputs }, keepNumbers);
+    },
+
+    // source: what localhub/engine/loop.py generates; the buffers stay referenced by the program as long as it lives.
+    compile(source) {
+      const restoreScenes = () => {
+        for (const [list, pristine] of slots) {
+          let changed = list.length !== pristine.length;
+          for (let i = 0; i < pristine.length && !changed; i++) changed = list[i] !== pristine[i];
+          if (changed) list.splice(0, list.length, ...pristine);
+        }
+      };
+      const isList = (value) => isArray(value) || isView(value);
+      const arrayExpected = () => new Failure("Script must return an array.");
+      const context = { scenes, inputMetadata, customData, outputMetadata };
+      const evaluatePixel = find("evaluatePixel");
+      program = compile("given", source)({ evaluatePixel, context, restoreScenes, isList, arrayExpected });
+    },
+
+    input: (index) => program.inputs[index].buffer,
+    output: (index) => program.outputs[index].buffer,
+    run: (pixels) => program.run(pixels),
+    wrongLengths: () => stringify(program.wrongLengths),
+
+    finish() {
+      const updateOutputMetadata = find("updateOutputMetadata");
+      if (updateOutputMetadata) updateOutputMetadata(scenes, inputMetadata, outputMetadata);
+      return stringify(outputMetadata.userData) || "{}";
+    },
+  };
+})();

@@ -1,0 +1,180 @@
+"""Evalscripts V3 as they stand, run in V8 over whole arrays."""
+
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from localhub.engine.errors import invalid
+from localhub.engine.isolate import Isolate
+from localhub.engine.loop import may_reuse_samples
+from localhub.engine.program import Program
+from localhub.engine.scenes import SceneInfo, describe_samples, group_scenes
+from localhub.engine.setup import Output, Setup, band_count, parse_setup
+
+_VERSION_3: Final = re.compile(r"^\s*//.*\bVERSION\s*=\s*3\b", re.MULTILINE)
+_LIST_NAMES: Final = {"ORBIT": "orbits", "TILE": "tiles"}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the script wants of a feature's scenes."""
+
+    samples: tuple[tuple[int, ...], ...]
+    """For each sample that evaluatePixel gets, in order: indices of the scenes that mosaic into it, preferred first."""
+    outputs: tuple[Output, ...]
+    """What ``evaluate`` returns, after updateOutput; in the script's order."""
+
+
+class Evalscript:
+    """An evalscript V3 in a V8 context of its own; a context manager that closes it.
+
+    Call ``prepare`` once, ``evaluate`` for each block of rows from top to bottom, ``user_data`` last. Globals of the
+    script live through all of it. Sample objects are reused where ``may_reuse_samples`` finds that a script cannot
+    tell, unless it keeps references to them beyond the pixel.
+
+    Args:
+        source: the script's text.
+        timeout_seconds: how long any one call into the script may take: loading, each hook, each chunk of pixels.
+
+    Raises:
+        EvalscriptError: not version 3, does not parse, fails in its top-level code or in ``setup()``, or declares
+            something that does not exist.
+    """
+
+    def __init__(self, source: str, *, timeout_seconds: float = 600) -> None:
+        if not _VERSION_3.search(source):
+            raise invalid("Only evalscripts of version 3 are supported; start the script with //VERSION=3.")
+        self._source = source
+        self._program: Program | None = None
+        self._plan: Plan | None = None
+        self._user_data: Any = None
+        self._isolate = Isolate(timeout_seconds)
+        try:
+            self._isolate.load(source)
+            self.setup = self._read_setup()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free V8's memory. The arrays that ``evaluate`` returned stay valid: they are copies."""
+        self._program = None  # first the views, then the buffers that they look at
+        self._isolate.close()
+
+    def prepare(
+        self,
+        scenes: Sequence[SceneInfo],
+        time_from: datetime,
+        time_to: datetime,
+        *,
+        requested: Collection[str] | None = None,
+    ) -> Plan:
+        """Group the scenes into samples and let the script choose among them and size its outputs.
+
+        Runs preProcessScenes, or else filterScenes (not for SIMPLE, which knows no scenes), then updateOutput.
+
+        Args:
+            scenes: found for the feature, in mosaicking order.
+            time_from: start of the request's time range.
+            time_to: its end.
+            requested: ids of the outputs to return, others are computed and dropped; None = all.
+
+        Raises:
+            EvalscriptError: the script failed, returned no scenes, or has no output of a requested id.
+        """
+        groups = group_scenes(scenes, self.setup.mosaicking)
+        kind = _LIST_NAMES.get(self.setup.mosaicking)
+        request = {
+            "kind": kind,
+            "list": describe_samples(scenes, groups, self.setup.mosaicking) if kind else [],
+            "from": _iso(time_from),
+            "to": _iso(time_to),
+            "bands": {output.id: output.bands for output in self.setup.outputs},
+        }
+        answer = json.loads(self._isolate.call("prepare", json.dumps(request)))
+        samples = tuple(groups[position] for position in answer["positions"])
+        self._program = None
+        self._plan = Plan(samples, self._sized_outputs(answer["outputs"], requested))
+        return self._plan
+
+    def evaluate(self, bands: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run evaluatePixel over a block of rows.
+
+        Args:
+            bands: for each band of ``setup``, numbers as stored (DN), shape (samples, height, width); one sample for
+                SIMPLE.
+
+        Returns:
+            Output id → values of the output's dtype, shape (bands, height, width).
+
+        Raises:
+            EvalscriptError: the script failed in a pixel.
+            ValueError: a band is missing, or its shape or dtype is not as planned.
+        """
+        plan = self._planned()
+        factors = self.setup.bands
+        if missing := sorted(factors.keys() - bands.keys()):
+            raise ValueError(f"The evalscript reads {sorted(factors)}; {missing} did not come.")
+        arrays = {name: np.asarray(bands[name]) for name in factors}
+        dtypes = {name: array.dtype for name, array in arrays.items()}
+        if self._program is None or self._program.dtypes != dtypes:
+            self._program = None
+            reuse = may_reuse_samples(self._source, factors)
+            simple = self.setup.mosaicking == "SIMPLE"
+            self._program = Program(
+                self._isolate, factors, dtypes, plan.outputs, samples=len(plan.samples), simple=simple, reuse=reuse
+            )
+        return self._program.run(arrays)
+
+    def wrong_lengths(self) -> dict[str, int]:
+        """Output id → pixels so far whose array was shorter (rest 0) or longer (rest dropped) than declared."""
+        return {} if self._program is None else self._program.wrong_lengths()
+
+    def user_data(self) -> Any:
+        """What belongs into ``userdata.json``: runs updateOutputMetadata, once; {} where the script sets nothing.
+
+        Raises:
+            EvalscriptError: the script failed.
+        """
+        if self._user_data is None:
+            self._user_data = json.loads(self._isolate.call("finish"))
+        return self._user_data
+
+    def _read_setup(self) -> Setup:
+        declared = self._isolate.call("setup")
+        return parse_setup(json.loads(declared) if isinstance(declared, str) else None)
+
+    def _planned(self) -> Plan:
+        if self._plan is None:
+            raise ValueError("evaluate() needs to know the scenes: call prepare() first.")
+        return self._plan
+
+    def _sized_outputs(self, sizes: Mapping[str, Any], requested: Collection[str] | None) -> tuple[Output, ...]:
+        ids = [output.id for output in self.setup.outputs]
+        if unknown := sorted(set(requested or ()) - set(ids)):
+            raise invalid(f"The request names outputs {unknown} that the script does not have; its outputs are {ids}.")
+        return tuple(
+            # an output of no bands becomes one band of zeros: a file needs one
+            replace(output, bands=max(1, band_count(sizes.get(output.id, {}).get("bands"))))
+            for output in self.setup.outputs
+            if requested is None or output.id in requested
+        )
+
+
+def _iso(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

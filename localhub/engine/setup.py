@@ -1,0 +1,166 @@
+"""What an evalscript's ``setup()`` declares, as values."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from localhub.engine.bands import unit_factor
+from localhub.engine.errors import invalid
+
+MOSAICKINGS: Final = ("SIMPLE", "ORBIT", "TILE")
+DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
+    "AUTO": np.dtype("uint8"),
+    "UINT8": np.dtype("uint8"),
+    "UINT16": np.dtype("uint16"),
+    "INT8": np.dtype("int8"),
+    "INT16": np.dtype("int16"),
+    "FLOAT32": np.dtype("float32"),
+}
+"""Sample type → what the delivered file stores. AUTO: values 0..1 stretched to 0..255."""
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One entry of ``setup().input``."""
+
+    datasource: str | None
+    """Id in the request's ``input.data``; None where the script names none."""
+    bands: tuple[str, ...]
+    """Names as declared, without repetition; ``dataMask`` is among them when the script asks for it."""
+    units: tuple[str | None, ...]
+    """One per band, as declared; None = the band's default unit."""
+    mosaicking: str | None
+    """Overrides the script's own; None = the script's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One entry of ``setup().output``."""
+
+    id: str
+    """The identifier of ``output.responses[]``."""
+    bands: int
+    """Number of bands of the file, at least 1 once planned."""
+    sample_type: str
+    """One of ``DTYPES``."""
+    nodata_value: float | None
+    """GDAL no-data tag; None = no tag."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """What the file stores."""
+        return DTYPES[self.sample_type]
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What ``setup()`` returned."""
+
+    inputs: tuple[Input, ...]
+    outputs: tuple[Output, ...]
+    mosaicking: str
+    """SIMPLE, ORBIT or TILE, after an input's own setting."""
+
+    @property
+    def bands(self) -> dict[str, float]:
+        """Every band that the script reads → factor from stored numbers to the unit it asked for."""
+        return {
+            band: unit_factor(band, unit)
+            for declared in self.inputs
+            for band, unit in zip(declared.bands, declared.units, strict=True)
+        }
+
+
+def parse_setup(declared: Any) -> Setup:
+    """Read what ``setup()`` returned, as JSON.
+
+    Accepts every form in use: bands as strings or in objects, one input or output or an array of them.
+
+    Raises:
+        EvalscriptError: a part is missing, has the wrong type, or is not supported here.
+    """
+    if not isinstance(declared, Mapping):
+        raise invalid(f"setup() must return an object with input and output, not {declared!r}.")
+    inputs = _parse_inputs(declared.get("input"))
+    if len({entry.datasource for entry in inputs}) > 1:
+        raise invalid("Several datasources in setup().input (data fusion) are not supported; use one.")
+    mosaicking = next((entry.mosaicking for entry in inputs if entry.mosaicking), None)
+    setup = Setup(inputs, _parse_outputs(declared.get("output")), mosaicking or _mosaicking(declared) or "SIMPLE")
+    _ = setup.bands  # refuses unsupported units now rather than at the first pixel
+    return setup
+
+
+def _parse_inputs(declared: Any) -> tuple[Input, ...]:
+    entries = declared if isinstance(declared, list) else [declared]
+    if entries and all(isinstance(entry, str) for entry in entries):
+        entries = [{"bands": entries}]
+    if not entries:
+        raise invalid("setup().input names no band.")
+    return tuple(_parse_input(entry) for entry in entries)
+
+
+def _parse_input(declared: Any) -> Input:
+    if not isinstance(declared, Mapping):
+        raise invalid(f"setup().input must hold band names or objects with bands, not {declared!r}.")
+    bands = declared.get("bands")
+    if not isinstance(bands, list) or not bands or not all(isinstance(band, str) for band in bands):
+        raise invalid(f"setup().input[].bands must be an array of band names, not {bands!r}.")
+    units = declared.get("units")
+    per_band = units if isinstance(units, list) else [units] * len(bands)
+    if len(per_band) != len(bands) or not all(unit is None or isinstance(unit, str) for unit in per_band):
+        raise invalid(f"setup().input[].units must be one unit or one per band ({len(bands)}), not {units!r}.")
+    unit_of = dict(zip(bands, per_band, strict=True))
+    return Input(declared.get("datasource"), tuple(unit_of), tuple(unit_of.values()), _mosaicking(declared))
+
+
+def _mosaicking(declared: Mapping[str, Any]) -> str | None:
+    name = declared.get("mosaicking")
+    if name is not None and name not in MOSAICKINGS:
+        raise invalid(f"Unknown mosaicking {name!r}; choose one of {', '.join(MOSAICKINGS)}.")
+    return name
+
+
+def _parse_outputs(declared: Any) -> tuple[Output, ...]:
+    entries = declared if isinstance(declared, list) else [declared]
+    if not entries:
+        raise invalid("setup().output declares nothing.")
+    outputs = tuple(_parse_output(entry) for entry in entries)
+    _refuse_repeated(output.id for output in outputs)
+    return outputs
+
+
+def _refuse_repeated(ids: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for output_id in ids:
+        if output_id in seen:
+            raise invalid(f"setup().output declares the id '{output_id}' twice.")
+        seen.add(output_id)
+
+
+def _parse_output(declared: Any) -> Output:
+    if not isinstance(declared, Mapping):
+        raise invalid(f"setup().output must be an object with bands, or an array of them, not {declared!r}.")
+    sample_type = declared.get("sampleType", "AUTO")
+    if sample_type not in DTYPES:
+        raise invalid(f"Unknown sampleType {sample_type!r}; choose one of {', '.join(DTYPES)}.")
+    nodata = declared.get("nodataValue")
+    return Output(
+        id=str(declared.get("id", "default")),
+        bands=band_count(declared.get("bands")),
+        sample_type=sample_type,
+        nodata_value=None if nodata is None else float(nodata),
+    )
+
+
+def band_count(declared: Any) -> int:
+    """Number of bands from ``bands``: a count, or the array of names that the Statistical API knows.
+
+    Raises:
+        EvalscriptError: neither.
+    """
+    count = len(declared) if isinstance(declared, list) else declared
+    if isinstance(count, bool) or not isinstance(count, int | float) or count != int(count) or count < 0:
+        raise invalid(f"bands of an output must be a whole number, not {declared!r}.")
+    return int(count)
