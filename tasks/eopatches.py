@@ -38,6 +38,8 @@ FileFormat = Literal["npy.gz", "zarr"]
 RETRIES = 3
 RETRY_DELAY_SECONDS: list[float] = [2, 10, 30]
 """How often, and after which pauses, a task that moves files is repeated when the network failed."""
+STORE_ERRORS = {errno.EIO, getattr(errno, "EREMOTEIO", errno.EIO), errno.EBUSY}
+"""What s3fs makes of S3's answers: of errors that it does not know, of InternalError, and of SlowDown and the like."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +143,7 @@ def is_transient(error: object) -> bool:
 
     Missing files, missing rights, full disks and wrong data stay what they are.
     """
-    # s3fs gives EIO for InternalError, EBUSY for SlowDown, ServiceUnavailable and OperationAborted
-    if isinstance(error, OSError) and error.errno in {errno.EIO, errno.EBUSY}:
+    if isinstance(error, OSError) and error.errno in STORE_ERRORS:
         return True
     network = (botocore.exceptions.ConnectionError, botocore.exceptions.HTTPClientError, FSTimeoutError)
     return isinstance(error, (ConnectionError, TimeoutError, *network))

@@ -1,6 +1,8 @@
 """What the service delivered for one tile: files that are read, checked against the tile, and accounted for."""
 
+import io
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -8,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import rasterio.crs
+import tifffile
 from fsspec import AbstractFileSystem
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
@@ -18,6 +21,8 @@ from tasks.eopatches import file_identity
 from tasks.errors import InvalidInput, TileError
 from tasks.grid import Tile
 
+DEFLATE = (8, 32946)
+"""Values of TIFF's tag Compression for zlib streams: Adobe's and the older one."""
 MAX_TRANSFORM_ERROR_PIXELS = 1e-3
 """How far a corner of a file may lie from the tile's, in pixels: rounding of coordinates, never a shift."""
 
@@ -81,11 +86,13 @@ class Delivery:
         path = self.delivered.outputs[output]
         content = self.fetch(output, path)
         try:
-            with MemoryFile(content) as memory, memory.open(driver="GTiff") as raster:
+            with MemoryFile(content or b"empty") as memory, memory.open(driver="GTiff") as raster:
                 self._check(raster, path, bands, sample_type)
-                return np.asarray(raster.read())
-        except RasterioError as error:
+                numbers = np.asarray(raster.read())
+            _verify_checksums(content)
+        except (RasterioError, tifffile.TiffFileError, zlib.error) as error:
             raise self.fault(path, f"is not a readable GeoTIFF ({len(content)} bytes): truncated or corrupt") from error
+        return numbers
 
     def fault(self, path: str, problem: str) -> TileError:
         """An error that names tile and file."""
@@ -104,6 +111,21 @@ class Delivery:
             raise self.fault(path, f"has {raster.count} bands, expected {bands}, one per date")
         if sample_type is not None and set(raster.dtypes) != {stored_type(sample_type)}:
             raise self.fault(path, f"holds {raster.dtypes[0]}, expected {stored_type(sample_type)}")
+
+
+def _verify_checksums(content: bytes) -> None:
+    """Compare every DEFLATE block with its checksum; GDAL does not, and turns most damage into wrong numbers.
+
+    Raises:
+        zlib.error: a block is damaged.
+        tifffile.TiffFileError: the file's structure is.
+    """
+    with tifffile.TiffFile(io.BytesIO(content)) as tiff:
+        page = tiff.pages.first
+        if page.compression in DEFLATE:
+            for start, size in zip(page.dataoffsets, page.databytecounts, strict=True):
+                if size:  # a sparse file leaves out blocks that hold only zeros
+                    zlib.decompress(content[start : start + size])
 
 
 def _same_place(raster: DatasetReader, tile: Tile) -> bool:

@@ -21,7 +21,8 @@ TILE = Tile("33TVM_4_5", 32633, (440_000.0, 5_040_000.0, 440_640.0, 5_040_480.0)
 
 
 def dates(count: int) -> list[datetime]:
-    return [datetime(2019, 1, 1) + timedelta(days=15 * number) for number in range(count)]
+    first = datetime(2019, 1, 1)  # noqa: DTZ001 - UTC without a zone, as eo-learn keeps it
+    return [first + timedelta(days=15 * number) for number in range(count)]
 
 
 def write_raster(path: Path, numbers: NDArray[Any], tile: Tile, **profile: Any) -> None:

@@ -11,7 +11,6 @@ import pytest
 import rasterio
 import s3fs
 import shapely
-from tests.tasks.delivery_files import MAPPING, PROVENANCE, TILE, dates, deliver, random_outputs
 from eolearn.core import EOPatch, FeatureType
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import ValidationError
@@ -30,6 +29,7 @@ from tasks.reference import (
     rasterise_tile,
     reference_source,
 )
+from tests.tasks.delivery_files import MAPPING, PROVENANCE, TILE, dates, deliver, random_outputs
 
 FILES = LocalFileSystem()
 MIN_X, MIN_Y, MAX_X, MAX_Y = TILE.bounds
@@ -169,7 +169,9 @@ def test_lulc_and_its_polygons_are_added_to_the_eopatch_and_nothing_else_changes
 
 
 def test_a_tile_without_polygons_gets_an_empty_mask_and_no_failure(tmp_path: Path, patch: str) -> None:
-    record = rasterise_tile(prepare(write(tmp_path / "far.gpkg", [FAR], LULC_ID=[1]), tmp_path), TILE, FILES, patch, "npy.gz")
+    record = rasterise_tile(
+        prepare(write(tmp_path / "far.gpkg", [FAR], LULC_ID=[1]), tmp_path), TILE, FILES, patch, "npy.gz"
+    )
 
     after = EOPatch.load(patch)
     assert not after.mask_timeless["LULC"].any()
@@ -200,13 +202,15 @@ def test_a_new_reference_replaces_the_old_one(tmp_path: Path) -> None:
     rasterise_tile(second, TILE, FILES, folder, "zarr")
 
     assert EOPatch.load(folder).mask_timeless["LULC"].max() == 3
-    assert [path.name for path in (Path(folder) / "mask_timeless").iterdir() if path.stem.startswith("LULC")] == ["LULC.zarr"]
+    assert [path.name for path in (Path(folder) / "mask_timeless").iterdir() if path.stem.startswith("LULC")] == [
+        "LULC.zarr"
+    ]
 
 
 def test_a_tile_that_is_not_converted_gets_no_reference(tmp_path: Path) -> None:
     prepared = prepare(write(tmp_path / "r.gpkg", [WEST], LULC_ID=[2]), tmp_path)
 
-    with pytest.raises(TileError, match="there is no converted EOPatch in .*convert the tile first"):
+    with pytest.raises(TileError, match=r"there is no converted EOPatch in .*convert the tile first"):
         rasterise_tile(prepared, TILE, FILES, str(tmp_path / "eopatches" / "eopatch_x"), "npy.gz")
 
 
@@ -315,14 +319,14 @@ def test_a_file_of_points_has_no_polygon(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="nowhere.gpkg does not exist"):
+    with pytest.raises(InvalidInput, match=r"nowhere.gpkg does not exist"):
         prepare(Reference(file=str(tmp_path / "nowhere.gpkg")), tmp_path)
 
 
 def test_a_file_that_is_not_vector_data_is_named(tmp_path: Path) -> None:
     (tmp_path / "r.gpkg").write_bytes(b"no geopackage")
 
-    with pytest.raises(InvalidInput, match="r.gpkg is not readable as vector data"):
+    with pytest.raises(InvalidInput, match=r"r.gpkg is not readable as vector data"):
         prepare(Reference(file=str(tmp_path / "r.gpkg")), tmp_path)
 
 
@@ -336,7 +340,8 @@ def test_a_truncated_geopackage_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_without_a_crs_is_refused(tmp_path: Path) -> None:
-    write(tmp_path / "r.shp", [WEST], None, LULC_ID=[1])
+    with pytest.warns(UserWarning, match="'crs' was not provided"):
+        write(tmp_path / "r.shp", [WEST], None, LULC_ID=[1])
 
     with pytest.raises(InvalidInput, match="has no coordinate reference system; assign"):
         prepare(Reference(file=str(tmp_path / "r.shp")), tmp_path)

@@ -1,0 +1,601 @@
+import dataclasses
+import json
+from datetime import UTC
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import s3fs
+from affine import Affine
+from eolearn.core import EOPatch
+from fs_s3fs import S3FS
+from fsspec.implementations.local import LocalFileSystem
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from pydantic import ValidationError
+from rasterio.errors import NotGeoreferencedWarning
+from sentinelhub import CRS, BBox
+
+from localhub.seaweed import SeaweedFS
+from tasks.conversion import (
+    ConversionRecord,
+    FeatureMapping,
+    FeatureRule,
+    PatchOptions,
+    TileFiles,
+    check_mapping,
+    convert,
+    convert_tile,
+    decode,
+    default_mapping,
+    is_converted,
+    land_cover_mapping,
+)
+from tasks.errors import InvalidInput, TileError
+from tasks.storage import Storage
+from tests.tasks.delivery_files import (
+    BANDS,
+    INDICES,
+    MAPPING,
+    PROVENANCE,
+    TILE,
+    dates,
+    deliver,
+    random_outputs,
+    write_raster,
+)
+
+FILES = LocalFileSystem()
+COUNT = 4
+NPY = PatchOptions()
+ZARR = PatchOptions(file_format="zarr")
+
+
+@pytest.fixture
+def outputs() -> dict[str, np.ndarray]:
+    return random_outputs(TILE, COUNT)
+
+
+@pytest.fixture
+def delivered(tmp_path: Path, outputs: dict[str, np.ndarray]) -> TileFiles:
+    """A delivered tile on the local disk."""
+    return deliver(tmp_path / "tile", outputs, TILE, dates(COUNT))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    """Where the EOPatch goes."""
+    return str(tmp_path / "run" / "eopatches" / "eopatch_33TVM_4_5")
+
+
+def run(
+    delivered: TileFiles, folder: str, mapping: FeatureMapping = MAPPING, options: PatchOptions = NPY
+) -> ConversionRecord:
+    return convert_tile(TILE, delivered, FILES, FILES, folder, mapping=mapping, options=options, provenance=PROVENANCE)
+
+
+def assert_land_cover(patch: EOPatch, outputs: dict[str, np.ndarray]) -> None:
+    """Compare with the features computed pixel by pixel from the definitions."""
+    quality = outputs["QUALITY"]
+    bands = np.zeros((COUNT, TILE.height, TILE.width, len(BANDS)), np.float32)
+    for band, name in enumerate(BANDS):
+        for date, row, column in np.argwhere(quality > 0):
+            bands[date, row, column, band] = outputs[name][date, row, column] * 1e-4
+    np.testing.assert_array_equal(patch.data["BANDS"], bands)
+    for name in INDICES:
+        valid = (quality > 0) & (outputs[name] != 65_535)
+        index = np.where(valid, outputs[name] * 1e-4 - 1, 0).astype(np.float32)
+        np.testing.assert_array_equal(patch.data[name], index[..., np.newaxis])
+    np.testing.assert_array_equal(patch.mask["QUALITY"][..., 0], quality)
+    np.testing.assert_array_equal(patch.mask["IS_DATA"][..., 0], quality > 0)
+    np.testing.assert_array_equal(patch.mask["IS_VALID"][..., 0], quality == 1)
+    np.testing.assert_array_equal(patch.mask_timeless["VALID_COUNT"][..., 0], outputs["VALID_COUNT"][0])
+    assert {
+        f"{kind.value}/{name}": str(patch[kind, name].dtype) for kind, name in patch.get_features() if kind.ndim()
+    } == {
+        "data/BANDS": "float32",
+        "data/NDVI": "float32",
+        "data/NDWI": "float32",
+        "data/NDBI": "float32",
+        "mask/QUALITY": "uint8",
+        "mask/IS_DATA": "bool",
+        "mask/IS_VALID": "bool",
+        "mask_timeless/VALID_COUNT": "int64",
+    }
+    assert patch.bbox == BBox(TILE.bounds, CRS(TILE.epsg))
+    assert patch.timestamps == dates(COUNT)
+
+
+# ---- what comes out ----
+
+
+@pytest.mark.parametrize("options", [NPY, ZARR])
+def test_eolearn_opens_the_patch_and_every_array_is_what_numpy_computes(
+    delivered: TileFiles, outputs: dict[str, np.ndarray], folder: str, options: PatchOptions
+) -> None:
+    record = run(delivered, folder, options=options)
+
+    assert_land_cover(EOPatch.load(folder), outputs)
+    assert (record.tile, record.outcome, record.dates) == (TILE.name, "converted", COUNT)
+    sources = [*delivered.outputs.values(), str(delivered.userdata)]
+    assert record.bytes_read == sum(Path(path).stat().st_size for path in sources)
+    assert record.bytes_written == sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize(
+    "profile",
+    [
+        {"interleave": "band"},
+        {"tiled": False, "blockxsize": None, "blockysize": None},
+        {"compress": None, "predictor": 1},
+    ],
+)
+def test_every_layout_of_the_files_gives_the_same_patch(
+    tmp_path: Path, outputs: dict[str, np.ndarray], folder: str, profile: dict[str, Any]
+) -> None:
+    run(deliver(tmp_path / "tile", outputs, TILE, dates(COUNT), **profile), folder)
+
+    assert_land_cover(EOPatch.load(folder), outputs)
+
+
+def test_timestamps_are_sorted_with_their_arrays_whatever_their_order_in_the_files(
+    tmp_path: Path, outputs: dict[str, np.ndarray], folder: str
+) -> None:
+    shuffle = [2, 0, 3, 1]
+    shuffled = {name: numbers[shuffle] if len(numbers) == COUNT else numbers for name, numbers in outputs.items()}
+    times = [dates(COUNT)[position] for position in shuffle]
+
+    run(deliver(tmp_path / "tile", shuffled, TILE, times), folder)
+
+    assert_land_cover(EOPatch.load(folder), outputs)
+
+
+def test_timestamps_are_kept_in_utc_without_a_zone_as_eolearn_does(delivered: TileFiles, folder: str) -> None:
+    times = ["2019-01-01T02:00:00+02:00", "2019-01-16T00:00:00Z", "2019-01-31T00:00:00.000Z", "2019-02-15"]
+    Path(str(delivered.userdata)).write_text(json.dumps({"timestamps": times}))
+
+    run(delivered, folder)
+
+    assert EOPatch.load(folder).timestamps == dates(COUNT)
+
+
+def test_bands_may_be_stored_as_delivered(delivered: TileFiles, outputs: dict[str, np.ndarray], folder: str) -> None:
+    run(delivered, folder, land_cover_mapping(BANDS, INDICES, "uint16"))
+
+    bands = EOPatch.load(folder).data["BANDS"]
+    assert bands.dtype == np.uint16
+    np.testing.assert_array_equal(bands, np.stack([outputs[band] for band in BANDS], axis=-1))
+
+
+def test_values_without_data_are_zero_even_where_the_script_left_numbers(
+    tmp_path: Path, outputs: dict[str, np.ndarray], folder: str
+) -> None:
+    outputs["B02"][:] = 1234
+    run(deliver(tmp_path / "tile", outputs, TILE, dates(COUNT)), folder)
+
+    patch = EOPatch.load(folder)
+    no_data = ~patch.mask["IS_DATA"][..., 0]
+    assert no_data.any()
+    assert all((patch.data[name][no_data] == 0).all() for name in ("BANDS", *INDICES))
+
+
+def test_the_marker_says_where_everything_came_from_and_the_folder_holds_nothing_but_the_patch(
+    delivered: TileFiles, folder: str
+) -> None:
+    run(delivered, folder)
+
+    marker = EOPatch.load(folder).meta_info["BATCH"]
+    assert (marker["request_id"], marker["tile"], marker["fingerprint"]) == ("request-1", TILE.name, "print-1")
+    assert (marker["evalscript_sha256"], marker["mapping_sha256"]) == ("0" * 64, MAPPING.sha256)
+    assert set(marker["sources"]) == {*MAPPING.outputs, "userdata"}
+    assert marker["sources"]["B02"]["size"] == Path(delivered.outputs["B02"]).stat().st_size
+    names = {path.name for path in Path(folder).iterdir()}
+    assert names == {"bbox.geojson", "timestamps.json", "data", "mask", "mask_timeless", "meta_info"}
+    assert [path.name for path in Path(folder).parents[1].iterdir()] == ["eopatches"]
+
+
+# ---- no data ----
+
+
+def test_a_tile_without_valid_pixels_gives_a_record_and_no_patch(
+    tmp_path: Path, outputs: dict[str, np.ndarray], folder: str
+) -> None:
+    outputs["QUALITY"][:] = 0
+    record = run(deliver(tmp_path / "tile", outputs, TILE, dates(COUNT)), folder)
+
+    assert record.outcome == "no data"
+    assert not Path(folder).exists()
+
+
+@pytest.mark.parametrize("case", ["all pixels invalid", "no dates in userdata", "nothing delivered"])
+def test_an_empty_patch_of_the_usual_shape_and_dates_is_written_when_asked_for(
+    tmp_path: Path, outputs: dict[str, np.ndarray], folder: str, case: str
+) -> None:
+    outputs["QUALITY"][:] = 0
+    times = [] if case == "no dates in userdata" else dates(COUNT)
+    delivered = deliver(tmp_path / "tile", outputs, TILE, times)
+    if case == "nothing delivered":
+        delivered = TileFiles({}, None)
+    delivered = dataclasses.replace(delivered, dates=tuple(date.replace(tzinfo=UTC) for date in dates(COUNT)))
+
+    record = run(delivered, folder, options=PatchOptions(keep_empty=True))
+
+    patch = EOPatch.load(folder)
+    assert record.outcome == "no data"
+    assert patch.timestamps == dates(COUNT)
+    assert patch.data["BANDS"].shape == (COUNT, TILE.height, TILE.width, 6)
+    assert patch.mask_timeless["VALID_COUNT"].shape == (TILE.height, TILE.width, 1)
+    assert not any(patch[kind, name].any() for kind, name in patch.get_features() if kind.ndim())
+    assert is_converted(FILES, folder, TILE.name, MAPPING, "npy.gz", PROVENANCE)
+
+
+# ---- bad files ----
+
+
+def truncate(path: Path, share: float) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+
+
+SHIFTED = {"transform": TILE.transform * Affine.translation(0.5, 0)}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.7, 0.99])
+def test_a_truncated_file_fails_the_tile_and_leaves_no_patch(delivered: TileFiles, folder: str, share: float) -> None:
+    truncate(Path(delivered.outputs["B08"]), share)
+
+    with pytest.raises(TileError, match=r"33TVM_4_5: .*B08\.tif is not a readable GeoTIFF .*truncated or corrupt"):
+        run(delivered, folder)
+    assert not Path(folder).exists()
+
+
+def test_a_single_flipped_bit_fails_the_tile(delivered: TileFiles, folder: str) -> None:
+    path = Path(delivered.outputs["B08"])
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle] ^= 1
+    path.write_bytes(content)
+
+    with pytest.raises(TileError, match=r"B08\.tif is not a readable GeoTIFF"):
+        run(delivered, folder)
+
+
+def test_a_missing_file_is_named(delivered: TileFiles, folder: str) -> None:
+    Path(delivered.outputs["NDVI"]).unlink()
+
+    with pytest.raises(TileError, match=r"NDVI\.tif is missing"):
+        run(delivered, folder)
+    assert not Path(folder).exists()
+
+
+def test_an_output_that_was_not_delivered_is_named(delivered: TileFiles, folder: str) -> None:
+    kept = {output: path for output, path in delivered.outputs.items() if output != "B11"}
+
+    with pytest.raises(TileError, match="output B11 was not delivered; B02, B03"):
+        run(dataclasses.replace(delivered, outputs=kept), folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda numbers: (numbers[:, :-1], {}), "has 32 x 23 pixels .columns x rows., expected 32 x 24"),
+        (lambda numbers: (numbers[:-1], {}), "has 3 bands, expected 4, one per date"),
+        (lambda numbers: (numbers.astype(np.float32), {"predictor": 3}), "holds float32, expected uint16"),
+        (lambda numbers: (numbers, {"crs": "EPSG:32634"}), "is in EPSG:32634, expected EPSG:32633"),
+        (lambda numbers: (numbers, SHIFTED), r"has bounds \(440010.0, .*expected \(440000.0, "),
+    ],
+)
+def test_a_file_that_is_not_the_tiles_is_named_with_what_was_expected_and_what_came(
+    delivered: TileFiles, outputs: dict[str, np.ndarray], folder: str, change: Any, message: str
+) -> None:
+    numbers, profile = change(outputs["B04"])
+    write_raster(Path(delivered.outputs["B04"]), numbers, TILE, **profile)
+
+    with pytest.raises(TileError, match=r"B04\.tif " + message):
+        run(delivered, folder)
+    assert not Path(folder).exists()
+
+
+def test_a_file_without_georeference_is_refused(
+    delivered: TileFiles, outputs: dict[str, np.ndarray], folder: str
+) -> None:
+    with pytest.warns(NotGeoreferencedWarning):
+        write_raster(Path(delivered.outputs["B04"]), outputs["B04"], TILE, crs=None, transform=None)
+
+    with pytest.warns(NotGeoreferencedWarning), pytest.raises(TileError, match="is in no CRS, expected EPSG:32633"):
+        run(delivered, folder)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"timestamps": 3}', '{"timestamps": ["yesterday"]}'])
+def test_userdata_that_gives_no_dates_fails_the_tile(delivered: TileFiles, folder: str, content: str) -> None:
+    Path(str(delivered.userdata)).write_text(content)
+
+    with pytest.raises(TileError, match=r'userdata\.json has no readable list "timestamps"'):
+        run(delivered, folder)
+
+
+def test_dates_other_than_the_other_tiles_fail_the_tile(delivered: TileFiles, folder: str) -> None:
+    expected = dataclasses.replace(delivered, dates=tuple(dates(COUNT + 1)))
+
+    with pytest.raises(
+        TileError, match="names 4 dates from 2019-01-01T00:00:00 to 2019-02-15T00:00:00, expected 5 dates from"
+    ):
+        run(expected, folder)
+
+
+# ---- commit ----
+
+
+def test_a_converted_tile_is_recognised_by_its_marker_and_only_while_nothing_changed(
+    delivered: TileFiles, folder: str
+) -> None:
+    assert "does not exist" in is_converted(FILES, folder, TILE.name, MAPPING, "npy.gz", PROVENANCE).reason
+
+    run(delivered, folder)
+
+    repaired = dataclasses.replace(PROVENANCE, request_id="request-2")
+    assert is_converted(FILES, folder, TILE.name, MAPPING, "npy.gz", PROVENANCE)
+    assert is_converted(FILES, folder, TILE.name, MAPPING, "npy.gz", repaired)
+    for changed in (
+        is_converted(FILES, folder, TILE.name, MAPPING, "zarr", PROVENANCE),
+        is_converted(FILES, folder, TILE.name, land_cover_mapping(BANDS, ()), "npy.gz", PROVENANCE),
+        is_converted(
+            FILES, folder, TILE.name, MAPPING, "npy.gz", dataclasses.replace(PROVENANCE, fingerprint="print-2")
+        ),
+    ):
+        assert not changed
+        assert "META_INFO/BATCH says" in changed.reason
+
+
+def test_a_patch_without_marker_is_replaced_with_all_that_is_in_it(
+    delivered: TileFiles, outputs: dict[str, np.ndarray], folder: str
+) -> None:
+    run(delivered, folder, options=ZARR)
+    (Path(folder) / "meta_info" / "BATCH.json.gz").unlink()
+    assert not is_converted(FILES, folder, TILE.name, MAPPING, "zarr", PROVENANCE)
+
+    run(delivered, folder)
+
+    assert_land_cover(EOPatch.load(folder), outputs)
+    assert not list(Path(folder).rglob("*.zarr"))
+
+
+@pytest.mark.parametrize("content", [b"", b"\x1f\x8b\x08\x00", b"no gzip"])
+def test_a_damaged_marker_does_not_count(delivered: TileFiles, folder: str, content: bytes) -> None:
+    run(delivered, folder)
+    (Path(folder) / "meta_info" / "BATCH.json.gz").write_bytes(content)
+
+    verdict = is_converted(FILES, folder, TILE.name, MAPPING, "npy.gz", PROVENANCE)
+    assert not verdict
+    assert "is not readable" in verdict.reason
+
+
+# ---- S3 ----
+
+
+@pytest.mark.parametrize("options", [NPY, ZARR])
+def test_source_and_target_may_lie_on_an_s3_server_that_is_not_aws(
+    tmp_path: Path,
+    delivered: TileFiles,
+    outputs: dict[str, np.ndarray],
+    s3_files: s3fs.S3FileSystem,
+    bucket: str,
+    options: PatchOptions,
+) -> None:
+    s3_files.put(str(tmp_path / "tile"), f"{bucket}/tiles/", recursive=True)
+    on_s3 = TileFiles(
+        {output: f"s3://{bucket}/tiles/tile/{output}.tif" for output in delivered.outputs},
+        f"s3://{bucket}/tiles/tile/userdata.json",
+    )
+    folder = f"{bucket}/run/eopatches/eopatch_33TVM_4_5"
+    s3_files.pipe_file(f"{folder}/data/LEFTOVER.npy.gz", b"half a patch")
+
+    convert_tile(TILE, on_s3, s3_files, s3_files, folder, mapping=MAPPING, options=options, provenance=PROVENANCE)
+
+    s3_files.get(folder, str(tmp_path / "copy"), recursive=True)
+    copy = EOPatch.load(str(tmp_path / "copy"))
+    assert_land_cover(copy, outputs)
+    assert "LEFTOVER" not in copy.data
+    assert copy.meta_info["BATCH"]["sources"]["B02"]["version"] == s3_files.info(on_s3.outputs["B02"])["ETag"].strip(
+        '"'
+    )
+    assert is_converted(s3_files, folder, TILE.name, MAPPING, options.file_format, PROVENANCE)
+
+
+def test_eolearn_opens_the_patch_where_it_lies_on_s3(
+    delivered: TileFiles, outputs: dict[str, np.ndarray], s3: SeaweedFS, s3_files: s3fs.S3FileSystem, bucket: str
+) -> None:
+    folder = f"{bucket}/run/eopatches/eopatch_33TVM_4_5"
+    convert_tile(TILE, delivered, FILES, s3_files, folder, mapping=MAPPING, options=NPY, provenance=PROVENANCE)
+
+    remote = S3FS(
+        bucket,
+        aws_access_key_id=s3.access_key,
+        aws_secret_access_key=s3.secret_key,
+        endpoint_url=s3.endpoint_url,
+        strict=False,
+    )
+    assert_land_cover(EOPatch.load("run/eopatches/eopatch_33TVM_4_5", filesystem=remote), outputs)
+
+
+def test_eolearn_opens_a_zarr_patch_on_s3_when_the_environment_names_the_endpoint(
+    delivered: TileFiles,
+    outputs: dict[str, np.ndarray],
+    s3: SeaweedFS,
+    s3_files: s3fs.S3FileSystem,
+    bucket: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = f"{bucket}/run/eopatches/eopatch_33TVM_4_5"
+    convert_tile(TILE, delivered, FILES, s3_files, folder, mapping=MAPPING, options=ZARR, provenance=PROVENANCE)
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint_url)
+    remote = S3FS(bucket, aws_access_key_id=s3.access_key, aws_secret_access_key=s3.secret_key, strict=False)
+    assert_land_cover(EOPatch.load("run/eopatches/eopatch_33TVM_4_5", filesystem=remote), outputs)
+
+
+def test_a_missing_object_fails_the_tile(
+    delivered: TileFiles, s3_files: s3fs.S3FileSystem, bucket: str, folder: str
+) -> None:
+    on_s3 = TileFiles({output: f"{bucket}/{output}.tif" for output in delivered.outputs}, None, tuple(dates(COUNT)))
+
+    with pytest.raises(TileError, match=r"QUALITY\.tif is missing"):
+        convert_tile(TILE, on_s3, s3_files, FILES, folder, mapping=MAPPING, options=NPY, provenance=PROVENANCE)
+
+
+def test_the_task_converts_from_urls(
+    tmp_path: Path,
+    delivered: TileFiles,
+    s3: SeaweedFS,
+    s3_files: s3fs.S3FileSystem,
+    bucket: str,
+    outputs: dict[str, np.ndarray],
+    folder: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3.access_key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3.secret_key)
+    s3_files.put(str(tmp_path / "tile"), f"{bucket}/tiles/", recursive=True)
+    on_s3 = TileFiles(
+        {output: f"s3://{bucket}/tiles/tile/{output}.tif" for output in delivered.outputs},
+        f"s3://{bucket}/tiles/tile/userdata.json",
+    )
+    storage = Storage(tiles_url=f"s3://{bucket}/tiles", destination=folder, endpoint_url=s3.endpoint_url)
+
+    convert.fn(TILE, on_s3, storage, folder, mapping=MAPPING, options=NPY, provenance=PROVENANCE)
+
+    assert_land_cover(EOPatch.load(folder), outputs)
+
+
+# ---- decoding ----
+
+
+@given(hnp.arrays(np.float64, 20, elements=st.floats(-1, 1)))
+def test_an_index_survives_encoding_within_half_a_step(index: np.ndarray) -> None:
+    encoded = np.floor(10_000 * (index + 1) + 0.5).astype(np.uint16)  # as the evalscript rounds
+    rule = next(rule for rule in MAPPING.features if rule.name == "NDVI")
+
+    decoded = decode(encoded, rule)
+
+    assert decoded.dtype == np.float32
+    np.testing.assert_allclose(decoded, index, atol=0.5e-4 + 1e-7, rtol=0)
+
+
+@given(hnp.arrays(np.uint16, 20))
+def test_every_reflectance_survives_decoding_and_encoding(numbers: np.ndarray) -> None:
+    rule = next(rule for rule in MAPPING.features if rule.name == "BANDS")
+
+    decoded = decode(numbers, rule)
+
+    np.testing.assert_array_equal(np.rint(decoded.astype(np.float64) * 10_000).astype(np.uint16), numbers)
+
+
+def test_not_a_number_becomes_no_data() -> None:
+    rule = FeatureRule(feature_type="data", name="X", outputs=("X",))
+
+    np.testing.assert_array_equal(decode(np.array([1.5, np.nan, np.inf], np.float32), rule), [1.5, 0, 0])
+
+
+@pytest.mark.parametrize(("numbers", "dtype"), [([300], "uint8"), ([-1], "uint16"), ([40_000.4], "int16")])
+def test_values_that_do_not_fit_their_type_fail_the_tile(
+    tmp_path: Path, folder: str, numbers: list[float], dtype: Any
+) -> None:
+    raster = np.full((1, TILE.height, TILE.width), numbers[0], np.float32)
+    rule = FeatureRule(feature_type="data_timeless", name="X", outputs=("X",), dtype=dtype)
+    mapping = FeatureMapping(features=(rule,), quality_output=None)
+
+    with pytest.raises(TileError, match=f"feature X: values from .* do not fit {dtype}"):
+        run(deliver(tmp_path / "tile", {"X": raster}, TILE, [], predictor=3), folder, mapping)
+
+
+# ---- mappings ----
+
+
+def test_the_default_mapping_makes_a_feature_of_each_output(
+    tmp_path: Path, folder: str, outputs: dict[str, np.ndarray]
+) -> None:
+    mapping = default_mapping([("B02", COUNT, "UINT16"), ("QUALITY", COUNT, "UINT8"), ("VALID_COUNT", 1, "UINT16")])
+    chosen = {name: outputs[name] for name in ("B02", "QUALITY", "VALID_COUNT")}
+
+    run(deliver(tmp_path / "tile", chosen, TILE, dates(COUNT)), folder, mapping)
+
+    patch = EOPatch.load(folder)
+    np.testing.assert_array_equal(patch.data["B02"][..., 0], outputs["B02"])
+    np.testing.assert_array_equal(patch.mask["QUALITY"][..., 0], outputs["QUALITY"])
+    np.testing.assert_array_equal(patch.data_timeless["VALID_COUNT"][..., 0], outputs["VALID_COUNT"][0])
+    np.testing.assert_array_equal(patch.mask["IS_DATA"][..., 0], outputs["QUALITY"] > 0)
+
+
+def test_a_script_without_dates_gives_timeless_features_of_all_its_bands(tmp_path: Path, folder: str) -> None:
+    colours = np.random.default_rng(0).random((3, TILE.height, TILE.width), np.float32)
+    mapping = default_mapping([("RGB", 3, "FLOAT32")], temporal=False)
+    delivered = deliver(tmp_path / "tile", {"RGB": colours}, TILE, [], predictor=3)
+
+    run(dataclasses.replace(delivered, userdata=None), folder, mapping)
+
+    patch = EOPatch.load(folder)
+    np.testing.assert_array_equal(patch.data_timeless["RGB"], np.moveaxis(colours, 0, -1))
+    assert patch.timestamps is None
+
+
+def test_outputs_of_a_single_date_each_are_temporal() -> None:
+    mapping = default_mapping([("B02", 1, "UINT16"), ("QUALITY", 1, "UINT8")])
+
+    assert [rule.feature_type for rule in mapping.features] == ["data", "mask"]
+
+
+def test_features_with_dates_need_dates(delivered: TileFiles, folder: str) -> None:
+    with pytest.raises(InvalidInput, match=r"features with a time axis need dates; .*updateOutputMetadata"):
+        run(dataclasses.replace(delivered, userdata=None), folder)
+
+
+def test_dates_may_come_from_the_plan_when_the_script_gives_none(
+    delivered: TileFiles, folder: str, outputs: dict[str, np.ndarray]
+) -> None:
+    run(dataclasses.replace(delivered, userdata=None, dates=tuple(dates(COUNT))), folder)
+
+    assert_land_cover(EOPatch.load(folder), outputs)
+
+
+def test_a_mapping_and_a_script_must_name_the_same_outputs() -> None:
+    check_mapping(MAPPING, MAPPING.outputs)
+    with pytest.raises(InvalidInput, match="needs the outputs B12, NDVI, but the evalscript gives B02"):
+        check_mapping(MAPPING, MAPPING.outputs - {"B12", "NDVI"})
+    with pytest.raises(InvalidInput, match="outputs CLOUDS are in no feature of the mapping"):
+        check_mapping(MAPPING, MAPPING.outputs | {"CLOUDS"})
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ([{"feature_type": "mask", "name": "X", "outputs": ["A"]}], "holds integers, but its dtype is float32"),
+        ([{"feature_type": "data", "name": "a/b", "outputs": ["A"]}], "should match pattern"),
+        ([{"feature_type": "data", "name": "X", "outputs": []}], "at least 1 item"),
+        ([{"feature_type": "data", "name": name, "outputs": ["A"]} for name in "xX"], "data/x occurs twice"),
+        (
+            [{"feature_type": "mask", "name": "IS_DATA", "outputs": ["A"], "dtype": "uint8"}],
+            "mask/is_data occurs twice",
+        ),
+        ([], "at least 1 item"),
+    ],
+)
+def test_a_mapping_that_cannot_become_an_eopatch_is_refused(rules: list[dict[str, Any]], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        FeatureMapping.model_validate({"features": rules})
+
+
+def test_mappings_have_an_identity_that_survives_json() -> None:
+    assert FeatureMapping.model_validate_json(MAPPING.model_dump_json()).sha256 == MAPPING.sha256
+    assert land_cover_mapping(BANDS[::-1], INDICES).sha256 != MAPPING.sha256
+
+
+def test_the_order_of_bands_is_that_of_the_mapping(
+    delivered: TileFiles, outputs: dict[str, np.ndarray], folder: str
+) -> None:
+    run(delivered, folder, land_cover_mapping(("B12", "B02"), ()))
+
+    bands = EOPatch.load(folder).data["BANDS"]
+    np.testing.assert_array_equal(np.rint(bands[..., 0] * 10_000), outputs["B12"])
+    np.testing.assert_array_equal(np.rint(bands[..., 1] * 10_000), outputs["B02"])

@@ -1,0 +1,187 @@
+"""What a crash or a failing disk leaves is never taken for an EOPatch."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import botocore.exceptions
+import numpy as np
+import pytest
+import s3fs
+from eolearn.core import EOPatch
+from fsspec.exceptions import FSTimeoutError
+from fsspec.implementations.local import LocalFileSystem
+from prefect.states import Failed
+from s3fs.errors import translate_boto_error
+from sentinelhub import CRS, BBox
+
+from localhub.seaweed import SeaweedFS
+from tasks.eopatches import add_features, check_marker, file_identity, marker_path, network_failed, write_patch
+from tasks.errors import TileError
+
+FILES = LocalFileSystem()
+ROOT = Path(__file__).parents[2]
+
+WRITE = """
+import json, resource, sys
+import fsspec
+import numpy as np
+from eolearn.core import EOPatch
+from sentinelhub import CRS, BBox
+from tasks.eopatches import write_patch
+folder, limit, options = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
+if limit:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+patch = EOPatch(bbox=BBox((0, 0, 1, 1), CRS(32633)), timestamps=["2019-01-01"])
+patch.data["X"] = np.random.default_rng(0).random((1, 4000, 4000, 1))
+patch.meta_info["DONE"] = {}
+print("writing", flush=True)
+write_patch(patch, fsspec.filesystem(**options), folder, "DONE", "npy.gz")
+"""
+"""Writes an EOPatch of 120 MB; arguments: folder, largest file in bytes or 0, file system."""
+
+
+@contextmanager
+def _writer(folder: str, limit: int = 0, s3: SeaweedFS | None = None) -> Iterator[subprocess.Popen[str]]:
+    """Another process that has begun to write; its end is awaited."""
+    options: dict[str, Any] = {"protocol": "file"}
+    if s3 is not None:
+        client = {"endpoint_url": s3.endpoint_url}
+        options = {"protocol": "s3", "key": s3.access_key, "secret": s3.secret_key, "client_kwargs": client}
+    command = [sys.executable, "-W", "ignore", "-c", WRITE, folder, str(limit), json.dumps(options)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "writing\n"
+        yield process
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def small_patch(value: float = 1.0) -> EOPatch:
+    patch = EOPatch(bbox=BBox((0, 0, 1, 1), CRS(32633)), timestamps=["2019-01-01"])
+    patch.data["X"] = np.full((1, 2, 2, 1), value)
+    patch.meta_info["DONE"] = {"value": value}
+    return patch
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    return str(tmp_path / "run" / "eopatches" / "eopatch_x")
+
+
+def test_a_process_that_is_killed_while_writing_leaves_no_patch_and_the_next_one_cleans_up(folder: str) -> None:
+    run = Path(folder).parents[1]
+    with _writer(folder) as process:
+        _wait_until(lambda: any(path.stat().st_size > 100_000 for path in run.rglob("*") if path.is_file()))
+        process.kill()
+
+    assert not Path(folder).exists()
+    assert len(list(run.iterdir())) == 1
+
+    write_patch(small_patch(), FILES, folder, "DONE", "npy.gz")
+
+    assert check_marker(FILES, folder, "DONE", {"value": 1.0})
+    assert [path.name for path in run.iterdir()] == ["eopatches"]
+
+
+def test_a_disk_that_takes_no_more_leaves_the_old_patch_as_it_was(folder: str) -> None:
+    write_patch(small_patch(), FILES, folder, "DONE", "npy.gz")
+
+    with _writer(folder, limit=1_000_000) as process:
+        _, errors = process.communicate(timeout=60)
+
+    assert "File too large" in errors
+    assert EOPatch.load(folder).data["X"].shape == (1, 2, 2, 1)
+    assert check_marker(FILES, folder, "DONE", {"value": 1.0})
+    assert [path.name for path in Path(folder).parents[1].iterdir()] == ["eopatches"]
+
+
+def test_a_bucket_that_does_not_exist_fails_the_write(s3_files: s3fs.S3FileSystem) -> None:
+    with pytest.raises(OSError, match="bucket"):
+        write_patch(small_patch(), s3_files, "no-such-bucket-here/eopatch_x", "DONE", "npy.gz")
+
+
+def test_a_process_that_is_killed_while_uploading_leaves_no_marker(
+    s3: SeaweedFS, s3_files: s3fs.S3FileSystem, bucket: str
+) -> None:
+    folder = f"{bucket}/eopatches/eopatch_x"
+    write_patch(small_patch(), s3_files, folder, "DONE", "npy.gz")
+
+    with _writer(folder, s3=s3) as process:
+        _wait_until(lambda: s3_files.exists(folder) and not s3_files.exists(marker_path(folder, "DONE")))
+        process.kill()
+    assert not check_marker(s3_files, folder, "DONE", {})
+
+    write_patch(small_patch(2.0), s3_files, folder, "DONE", "npy.gz")
+    assert check_marker(s3_files, folder, "DONE", {"value": 2.0})
+
+
+def test_features_are_added_after_their_old_marker_is_gone(folder: str) -> None:
+    write_patch(small_patch(), FILES, folder, "DONE", "zarr")
+    added = EOPatch(bbox=BBox((0, 0, 1, 1), CRS(32633)))
+    added.mask_timeless["M"] = np.ones((2, 2, 1), np.uint8)
+    added.meta_info["ADDED"] = {"round": 1}
+    add_features(added, FILES, folder, "ADDED", "zarr")
+    added.mask_timeless["M"] = np.zeros((2, 2, 1), np.uint8)
+    added.meta_info["ADDED"] = {"round": 2}
+
+    add_features(added, FILES, folder, "ADDED", "npy.gz")
+
+    patch = EOPatch.load(folder)
+    assert not patch.mask_timeless["M"].any()
+    assert patch.timestamps == small_patch().timestamps
+    assert check_marker(FILES, folder, "ADDED", {"round": 2})
+    assert check_marker(FILES, folder, "DONE", {"value": 1.0})
+    assert [path.name for path in (Path(folder) / "mask_timeless").iterdir()] == ["M.npy.gz"]
+
+
+def test_a_file_is_identified_by_size_and_version(tmp_path: Path, s3_files: s3fs.S3FileSystem, bucket: str) -> None:
+    (tmp_path / "file").write_bytes(b"abc")
+    s3_files.pipe_file(f"{bucket}/file", b"abc")
+
+    assert file_identity(FILES, str(tmp_path / "file")) == {
+        "size": 3,
+        "version": str((tmp_path / "file").stat().st_mtime),
+    }
+    assert file_identity(s3_files, f"{bucket}/file") == {"size": 3, "version": "900150983cd24fb0d6963f7d28e17f72"}
+    with pytest.raises(FileNotFoundError):
+        file_identity(s3_files, f"{bucket}/nothing")
+
+
+def s3_error(code: str) -> BaseException:
+    error = botocore.exceptions.ClientError({"Error": {"Code": code, "Message": ""}}, "PutObject")
+    translated: BaseException = translate_boto_error(error)
+    return translated
+
+
+@pytest.mark.parametrize(
+    ("error", "repeat"),
+    [
+        (ConnectionResetError(), True),
+        (TimeoutError(), True),
+        (FSTimeoutError(), True),
+        (botocore.exceptions.EndpointConnectionError(endpoint_url="http://s3"), True),
+        (botocore.exceptions.ReadTimeoutError(endpoint_url="http://s3"), True),
+        (s3_error("SlowDown"), True),
+        (s3_error("InternalError"), True),
+        (s3_error("ServiceUnavailable"), True),
+        (s3_error("NoSuchBucket"), False),
+        (s3_error("AccessDenied"), False),
+        (OSError(28, "No space left on device"), False),
+        (PermissionError(), False),
+        (TileError("corrupt"), False),
+        (ValueError(), False),
+    ],
+)
+def test_only_what_the_network_or_the_object_store_did_is_repeated(error: Exception, repeat: bool) -> None:
+    assert network_failed(None, None, Failed(data=error)) is repeat
