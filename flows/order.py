@@ -1,16 +1,21 @@
 """An order: the parameters, checked and resolved into what the stages need."""
 
 import hashlib
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, time
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
+from prefect import task
+from prefect.cache_policies import NO_CACHE
 from shapely.geometry.base import BaseGeometry
 
 from flows.parameters import LandCover
-from tasks.batch import Work, process_request, upload_geopackage
+from tasks.batch import Work, check_budget, process_request, upload_geopackage
 from tasks.conversion import (
     FeatureMapping,
     Provenance,
@@ -24,8 +29,10 @@ from tasks.evalscript import Script, load_script, output_dates
 from tasks.grid import Tile
 from tasks.ledger import TileRecord, TileState, fingerprint
 from tasks.plan import Price, area_geometry, geopackage_bytes, plan_tiles, provisional_price, slug, survey
-from tasks.reference import ReferenceSource, is_labelled, reference_source
+from tasks.reference import PreparedReference, ReferenceSource, is_labelled, prepare_reference, reference_source
+from tasks.service import Job
 from tasks.storage import check_writable, open_filesystem
+from tasks.tiles import Manifest, read_manifest
 
 T = TypeVar("T")
 
@@ -121,18 +128,41 @@ def survey_order(order: Order) -> list[TileRecord]:
     return survey(order.tiles, converted, labelled)
 
 
-def is_finished(record: TileRecord, order: Order) -> bool:
-    """Whether nothing is left to do for a tile."""
-    wanted = TileState.CONVERTED if order.reference is None else TileState.LABELLED
-    return record.state in {wanted, TileState.LABELLED, TileState.NO_DATA}
-
-
 def deliver_tiles_file(order: Order) -> None:
     """Upload the GeoPackage with tiles, when the order has one, to where the service reads it."""
     tiling, storage = order.parameters.tiling, order.parameters.storage
     if tiling.geopackage is not None:
         content = geopackage_bytes(tiling.geopackage)
         upload_geopackage(content, hashlib.sha256(content).hexdigest(), storage)
+
+
+def agree(order: Order, job: Job) -> Manifest:
+    """Read what the analysis found, and check its price while nothing has been started.
+
+    Raises:
+        BudgetExceeded: the price of the manifest's tiles is above ``limits.max_pu``.
+    """
+    manifest = read_manifest(order.parameters.storage, job.id)
+    if job.status not in {"PROCESSING", "DONE"}:
+        check_budget(order.price(manifest.tiles).high, len(manifest.tiles), order.parameters.limits)
+    return manifest
+
+
+@contextmanager
+def prepared_reference(order: Order, records: Iterable[TileRecord]) -> Iterator[PreparedReference | None]:
+    """Prepare the reference polygons in a temporary folder; None when there are none, or no tile needs them.
+
+    Raises:
+        InvalidInput: the file cannot be read, has no CRS, or has unknown columns or classes.
+    """
+    epsgs = {record.tile.epsg for record in records if record.state is not TileState.LABELLED}
+    reference, storage = order.parameters.reference, order.parameters.storage
+    if reference is None or not epsgs:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="eopatch-flow-") as folder:
+        files, path = open_filesystem(reference.file, storage)
+        yield prepare_reference(reference, files, path, epsgs, Path(folder))
 
 
 def _path(order: Order, tile: Tile) -> str:
@@ -192,3 +222,18 @@ def _dates(parameters: LandCover) -> tuple[datetime, ...]:
     period = parameters.period
     days = output_dates(period.start, period.end, period.step_days)
     return tuple(datetime.combine(day, time(), tzinfo=UTC) for day in days)
+
+
+# ---- Prefect ----
+
+
+@task(task_run_name="validate", cache_policy=NO_CACHE)
+def validate(parameters: LandCover) -> Order:
+    """See :func:`prepare`."""
+    return prepare(parameters)
+
+
+@task(task_run_name="survey", cache_policy=NO_CACHE)
+def survey_destination(order: Order) -> list[TileRecord]:
+    """See :func:`survey_order`."""
+    return survey_order(order)

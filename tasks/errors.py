@@ -9,7 +9,7 @@
     │   ├── AccessDenied    the credentials are wrong or not sufficient: mend them
     │   └── Unavailable     no answer, too many requests, an error of its own: ask again later
     ├── JobFailed           the batch request itself ended FAILED or STOPPED
-    ├── WorkInProgress      another run owns this work
+    ├── TooFewTiles         more tiles failed than limits.min_success allows
     └── TileError           one tile's data is missing, corrupt or not what was asked for
 
 Messages say what was asked, what came, and what to do next.
@@ -44,8 +44,8 @@ class JobFailed(EopatchFlowError):
     """The batch request ended in a state that delivers nothing more."""
 
 
-class WorkInProgress(EopatchFlowError):
-    """Another run holds the lease on the same work."""
+class TooFewTiles(EopatchFlowError):
+    """The run went through, but fewer tiles succeeded than was asked for."""
 
 
 class TileError(EopatchFlowError):

@@ -167,9 +167,9 @@ def _probe(files: fsspec.AbstractFileSystem, path: str) -> None:
 def _check_rights(folder: Path, what: str) -> None:
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
-        return None
+        return
     came = "is not writable" if existing.is_dir() else "is a file"
-    return (
+    raise InvalidInput(
         f"{_capital(what)} {folder} cannot be written: {existing} {came}. Choose another folder or change its rights."
     )
 

@@ -1,0 +1,194 @@
+"""The end of a run: ledger, status map, quick-looks and summary, beside the data and in Prefect."""
+
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from eolearn.core.eodata import EOPatch
+from fsspec.implementations.local import LocalFileSystem
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+
+from flows.follow import Pipeline
+from flows.order import Order
+from flows.progress import tell
+from tasks.errors import TooFewTiles
+from tasks.ledger import TileRecord, TileState, write_ledger
+from tasks.report import (
+    PlanReport,
+    SummaryReport,
+    publish_plan,
+    publish_summary,
+    publish_tiles,
+    quicklook,
+    status_map,
+    summary_markdown,
+)
+from tasks.service import Job
+from tasks.storage import Storage, open_filesystem
+
+REPORT = "Report"
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a run did, and where everything is.
+
+    Attributes:
+        message: the outcome in a sentence.
+        folder: the folder of results, local or S3.
+        records: one a tile.
+        job: the batch request that delivered; None when everything existed.
+        bought: whether this run created the request.
+        converted: tiles that this run converted.
+        labelled: tiles that this run labelled.
+        places: what is where, by name for people.
+    """
+
+    message: str
+    folder: str
+    records: Sequence[TileRecord]
+    job: Job | None
+    bought: bool
+    converted: int
+    labelled: int
+    places: dict[str, str] = field(default_factory=dict)
+
+
+@task(task_run_name="publish the plan", cache_policy=NO_CACHE)
+def announce(order: Order, records: Sequence[TileRecord]) -> None:
+    """Publish the plan as an artifact and tell it to whoever watches."""
+    pending = tuple(record.tile for record in records if record.state is TileState.PENDING)
+    price = order.price(pending)
+    publish_plan(order.slug, plan_report(order, records))
+    dates = f"{len(order.dates)} dates, " if order.dates else ""
+    cost = (
+        f"{price.low:,.0f} to {price.high:,.0f} PU (provisional)" if pending else "nothing to buy: all EOPatches exist"
+    )
+    tell("Plan", len(records), len(records), f"{dates}{len(pending)} new, {cost}")
+
+
+def plan_report(order: Order, records: Sequence[TileRecord]) -> PlanReport:
+    """Give the content of the plan."""
+    price = order.price(tuple(record.tile for record in records if record.state is TileState.PENDING))
+    return PlanReport(
+        title=_title(order),
+        records=records,
+        goal=_goal(order),
+        dates=[date.date() for date in order.dates or ()],
+        bands=order.script.input_bands,
+        price_pu=(price.low, price.likely, price.high),
+    )
+
+
+@task(task_run_name="picture-{record.tile.name}", cache_policy=NO_CACHE)
+def draw_quicklook(order: Order, record: TileRecord, target: str) -> None:
+    """Draw the quick-look of a tile's EOPatch, a PNG, to ``target``."""
+    storage = order.parameters.storage
+    with tempfile.TemporaryDirectory() as folder:
+        patch = EOPatch.load(_local_patch(order.patch_url(record.tile), storage, folder), lazy_loading=True)
+        _write(target, quicklook(patch, record.tile.name), storage)
+
+
+@task(task_run_name="conclude", cache_policy=NO_CACHE)
+def conclude(order: Order, pipeline: Pipeline, job: Job | None, *, bought: bool, seconds: float) -> Summary:
+    """Write ledger, status map and summary beside the data, and publish them as artifacts."""
+    records = sorted(pipeline.records.values(), key=lambda record: record.tile.name)
+    storage, title = order.parameters.storage, _title(order)
+    pictures = _draw_quicklooks(order, records, pipeline.touched)
+    places = {
+        "EOPatches": f"{order.folder}/eopatches",
+        "Tile status map": f"{order.folder}/report/tiles.png",
+        "Ledger": f"{order.folder}/ledger.gpkg",
+        "Summary": f"{order.folder}/report/summary.md",
+    } | ({"Quick-look": pictures[0]} if pictures else {})
+    picture = status_map(records, order.area, title)
+    report = SummaryReport(title=title, records=records, goal=_goal(order), seconds=seconds, places=places)
+    _write(places["Tile status map"], picture, storage)
+    _write(places["Summary"], summary_markdown(report).encode(), storage)
+    _write_ledger(places["Ledger"], records, storage)
+    publish_tiles(order.slug, title, records, picture)
+    publish_summary(order.slug, report)
+    return Summary(
+        message=_message(records, job, bought=bought, converted=pipeline.converted, labelled=pipeline.labelled),
+        folder=order.folder,
+        records=records,
+        job=job,
+        bought=bought,
+        converted=pipeline.converted,
+        labelled=pipeline.labelled,
+        places=places,
+    )
+
+
+def final_state(order: Order, summary: Summary) -> State[Summary]:
+    """Decide how the run ends: Completed with the summary, or Failed when fewer tiles succeeded than was asked for."""
+    succeeded = sum(_succeeded(record, order) for record in summary.records)
+    if succeeded >= order.parameters.limits.min_success * len(summary.records):
+        return Completed(message=summary.message, data=summary)
+    text = f"{summary.message} limits.min_success asks for {order.parameters.limits.min_success:.0%} of the tiles."
+    return Failed(message=text, data=TooFewTiles(text))
+
+
+def _title(order: Order) -> str:
+    period = order.parameters.period
+    return f"{order.parameters.area.name}, {period.start} to {period.end}"
+
+
+def _goal(order: Order) -> TileState:
+    return TileState.CONVERTED if order.reference is None else TileState.LABELLED
+
+
+def _succeeded(record: TileRecord, order: Order) -> bool:
+    return record.state in {_goal(order), TileState.LABELLED, TileState.NO_DATA}
+
+
+def _message(records: Sequence[TileRecord], job: Job | None, *, bought: bool, converted: int, labelled: int) -> str:
+    counts = Counter(record.state for record in records)
+    failed = f", {counts[TileState.FAILED]} failed" if counts[TileState.FAILED] else ""
+    empty = f", {counts[TileState.NO_DATA]} without data" if counts[TileState.NO_DATA] else ""
+    ready = counts[TileState.LABELLED] + counts[TileState.CONVERTED]
+    if job is None:
+        paid = "Nothing was bought"
+    else:
+        paid = f"Request {job.id} {'was bought' if bought else 'existed already, nothing was bought'}"
+        paid += f" ({job.cost_pu:,.1f} PU)"
+    done = f"{converted} converted, {labelled} labelled"
+    return f"{ready} of {len(records)} EOPatches are ready{empty}{failed}. {paid}; {done}."
+
+
+def _draw_quicklooks(order: Order, records: Sequence[TileRecord], touched: set[str]) -> list[str]:
+    """Draw the first tiles that have an EOPatch; where all pictures are, those of earlier runs included."""
+    wanted = [record for record in records if record.state in {TileState.CONVERTED, TileState.LABELLED}]
+    wanted = wanted[: order.parameters.run.quicklooks]
+    targets = [f"{order.folder}/report/quicklooks/{record.tile.name}.png" for record in wanted]
+    for number, (record, target) in enumerate(zip(wanted, targets, strict=True), start=1):
+        files, path = open_filesystem(target, order.parameters.storage)
+        if record.tile.name in touched or not files.exists(path):
+            draw_quicklook(order, record, target)
+        tell(REPORT, number, len(wanted))
+    return targets
+
+
+def _local_patch(url: str, storage: Storage, folder: str) -> str:
+    files, path = open_filesystem(url, storage)
+    if isinstance(files, LocalFileSystem):
+        return path
+    files.get(path, f"{folder}/patch", recursive=True)
+    return f"{folder}/patch"
+
+
+def _write(url: str, content: bytes, storage: Storage) -> None:
+    files, path = open_filesystem(url, storage)
+    files.pipe_file(path, content)
+
+
+def _write_ledger(url: str, records: Sequence[TileRecord], storage: Storage) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        local = Path(folder) / "ledger.gpkg"
+        write_ledger(records, local)
+        _write(url, local.read_bytes(), storage)

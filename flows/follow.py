@@ -1,0 +1,241 @@
+"""Following a job: each tile is converted when it has been delivered, and labelled when it has been converted.
+
+The flow sleeps between two looks at the job; no task does. Tiles in flight are bounded, whatever the number of tiles.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import replace
+from queue import Empty, SimpleQueue
+from typing import Any
+from uuid import UUID
+
+from prefect import unmapped
+from prefect.futures import PrefectFuture
+
+from flows.order import Order
+from flows.progress import tell
+from tasks.conversion import ConversionRecord, TileFiles, convert
+from tasks.errors import Unavailable
+from tasks.grid import Tile
+from tasks.ledger import TileRecord, TileState
+from tasks.reference import LabelRecord, PreparedReference, rasterise_reference
+from tasks.service import Job
+from tasks.tiles import USERDATA, Manifest, Snapshot, TileStatus, poll, poll_seconds
+
+PROCESSING, CONVERSION, LABELLING = "Process", "Convert", "Label"
+"""Names of the stages that a person watches."""
+
+
+class Pipeline:
+    """Converts and labels tiles as they are offered, a bounded number at a time.
+
+    Args:
+        order: what was asked for.
+        reference: prepared polygons; None without.
+        records: what exists already, one a tile.
+    """
+
+    def __init__(self, order: Order, reference: PreparedReference | None, records: Iterable[TileRecord]) -> None:
+        self.order = order
+        self.reference = reference
+        self.records = {record.tile.name: record for record in records}
+        self.request_id = ""
+        self._offered: deque[tuple[Tile, TileFiles]] = deque()
+        self._running: dict[UUID, Tile] = {}
+        self._ended: SimpleQueue[PrefectFuture[Any]] = SimpleQueue()
+        self._total = {CONVERSION: 0, LABELLING: 0}
+        self._done = {CONVERSION: 0, LABELLING: 0}
+        self.converted = 0
+        self.labelled = 0
+        self.touched: set[str] = set()
+
+    @property
+    def pending(self) -> list[Tile]:
+        """Tiles that have to be delivered."""
+        return self.in_state(TileState.PENDING)
+
+    def adopt(self, manifest: Manifest) -> None:
+        """Take the request's tiles for the planned ones: the service's rule is binding."""
+        kept = {name: record for name, record in self.records.items() if record.state is not TileState.PENDING}
+        self.records = {tile.name: TileRecord(tile, TileState.PENDING) for tile in manifest.tiles} | kept
+
+    def in_state(self, *states: TileState) -> list[Tile]:
+        """Tiles that are in one of ``states``."""
+        return [record.tile for record in self.records.values() if record.state in states]
+
+    def resume(self) -> None:
+        """Label what an earlier run has converted but not labelled."""
+        if self.reference is not None:
+            for tile in self.in_state(TileState.CONVERTED):
+                self._label(tile, self.reference)
+
+    def offer(self, tile: Tile, files: TileFiles) -> None:
+        """Take a delivered tile to be converted."""
+        self.note(tile, state=TileState.PROCESSED)
+        self._offered.append((tile, files))
+        self._count(CONVERSION, total=1)
+
+    def note(self, tile: Tile, **changes: Any) -> None:
+        """Change the record of a tile."""
+        self.records[tile.name] = replace(self.records[tile.name], **changes)
+
+    def work_until(self, deadline: float) -> None:
+        """Convert and label until a point of time (of the monotonic clock)."""
+        self._start()
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                future = self._ended.get(timeout=left)
+            except Empty:
+                return
+            self._conclude(self._running.pop(future.task_run_id), future)
+            self._start()
+
+    def work_until_empty(self) -> None:
+        """Convert and label all that has been offered."""
+        self._start()
+        while self._running:
+            future = self._ended.get()
+            self._conclude(self._running.pop(future.task_run_id), future)
+            self._start()
+
+    def _start(self) -> None:
+        """Map a conversion over as many offered tiles as may be in flight."""
+        free = self.order.parameters.run.tiles_at_once - len(self._running)
+        batch = [self._offered.popleft() for _ in range(min(free, len(self._offered)))]
+        if not batch:
+            return
+        tiles = [tile for tile, _ in batch]
+        futures = convert.map(
+            tiles,
+            [files for _, files in batch],
+            unmapped(self.order.parameters.storage),
+            [self.order.patch_url(tile) for tile in tiles],
+            mapping=unmapped(self.order.mapping),
+            options=unmapped(self.order.parameters.patches),
+            provenance=unmapped(self.order.provenance(self.request_id)),
+        )
+        for tile, future in zip(tiles, futures, strict=True):
+            self._watch(tile, future)
+
+    def _label(self, tile: Tile, reference: PreparedReference) -> None:
+        self._count(LABELLING, total=1)
+        future = rasterise_reference.submit(
+            tile,
+            reference,
+            self.order.parameters.storage,
+            self.order.patch_url(tile),
+            file_format=self.order.parameters.patches.file_format,
+        )
+        self._watch(tile, future)
+
+    def _watch(self, tile: Tile, future: PrefectFuture[Any]) -> None:
+        self._running[future.task_run_id] = tile
+        future.add_done_callback(self._ended.put)
+
+    def _conclude(self, tile: Tile, future: PrefectFuture[Any]) -> None:
+        """Record what became of a tile's conversion or label."""
+        self.touched.add(tile.name)
+        outcome = future.result(raise_on_failure=False)
+        record = self.records[tile.name]
+        match outcome:
+            case ConversionRecord():
+                self._count(CONVERSION, done=1)
+                self._converted(record, outcome)
+            case LabelRecord():
+                self._count(LABELLING, done=1)
+                self.labelled += 1
+                written, seconds = record.bytes_written + outcome.bytes_written, record.seconds + outcome.seconds
+                self.note(tile, state=TileState.LABELLED, bytes_written=written, seconds=seconds)
+            case _:
+                self._count(LABELLING if record.state is TileState.CONVERTED else CONVERSION, done=1)
+                self.note(tile, state=TileState.FAILED, reason=str(outcome))
+
+    def _converted(self, record: TileRecord, outcome: ConversionRecord) -> None:
+        empty = outcome.outcome == "no data"
+        self.converted += not empty
+        self.note(
+            record.tile,
+            state=TileState.NO_DATA if empty else TileState.CONVERTED,
+            bytes_read=outcome.bytes_read,
+            bytes_written=outcome.bytes_written,
+            seconds=outcome.seconds,
+        )
+        if self.reference is not None and outcome.bytes_written:
+            self._label(record.tile, self.reference)
+
+    def _count(self, stage: str, *, total: int = 0, done: int = 0) -> None:
+        self._total[stage] += total
+        self._done[stage] += done
+        tell(stage, self._done[stage], self._total[stage])
+
+
+def follow(pipeline: Pipeline, job: Job, manifest: Manifest) -> Job:
+    """Hand over each tile to the pipeline once it is delivered, until all tiles have an end; the job's last state.
+
+    Raises:
+        Unavailable: the service has not answered for ``run.patience_minutes``; the job goes on without us.
+    """
+    run, service = pipeline.order.parameters.run, pipeline.order.parameters.service
+    patience = run.patience_minutes * 60
+    pipeline.request_id = job.id
+    pipeline.adopt(manifest)
+    begin = progressed = time.monotonic()
+    while True:
+        snapshot: Snapshot = poll(pipeline.order.parameters.storage, service, job)
+        now, job = time.monotonic(), snapshot.job
+        settled = settle(pipeline, snapshot, manifest)
+        if settled or not (snapshot.problem or job.ended):
+            progressed = now
+        open_tiles = pipeline.pending
+        _tell(job, len(manifest.tiles), len(open_tiles), snapshot.problem)
+        if not open_tiles:
+            return job
+        if job.status in {"FAILED", "STOPPED"} or (job.ended and now - progressed > patience):
+            _give_up(pipeline, open_tiles, job)
+            return job
+        if now - progressed > patience:
+            raise Unavailable(
+                f"No answer for {run.patience_minutes:g} minutes ({snapshot.problem}). Request {job.id} goes on; run "
+                "again to take it up."
+            )
+        pipeline.work_until(now + poll_seconds(now - begin, run.poll_seconds))
+
+
+def settle(pipeline: Pipeline, snapshot: Snapshot, manifest: Manifest) -> int:
+    """Offer what has been delivered, record what has no data or failed; the number of tiles that moved on."""
+    moved = 0
+    for tile in pipeline.pending:
+        status = snapshot.tiles.get(tile.name)
+        if status is not None and _settle_tile(pipeline, tile, status, manifest):
+            moved += 1
+    return moved
+
+
+def _settle_tile(pipeline: Pipeline, tile: Tile, status: TileStatus, manifest: Manifest) -> bool:
+    order = pipeline.order
+    if status.status == "FATAL":
+        pipeline.note(tile, state=TileState.FAILED, reason=f"The service could not process it: {status.error}")
+    elif status.empty and order.parameters.patches.keep_empty:
+        pipeline.offer(tile, TileFiles({}, None, order.dates))
+    elif status.empty:
+        pipeline.note(tile, state=TileState.NO_DATA, reason="No scene in the period")
+    elif status.ready:
+        paths = dict(manifest.paths[tile.name])
+        userdata = paths.pop(USERDATA, None)
+        pipeline.offer(tile, TileFiles(paths, userdata, order.dates))
+    else:
+        return False
+    return True
+
+
+def _give_up(pipeline: Pipeline, tiles: list[Tile], job: Job) -> None:
+    reason = f"Request {job.id} ended {job.status}{f' ({job.reason})' if job.reason else ''} without delivering it"
+    for tile in tiles:
+        pipeline.note(tile, state=TileState.FAILED, reason=reason)
+
+
+def _tell(job: Job, total: int, open_tiles: int, problem: str) -> None:
+    cost = f"{job.cost_pu:,.0f} PU so far" if job.cost_pu else ""
+    tell(PROCESSING, total - open_tiles, total, problem or f"{job.status}, {cost}".rstrip(", "))

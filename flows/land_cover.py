@@ -1,0 +1,81 @@
+"""The flow ``land_cover``: from an area to EOPatches with land-cover labels."""
+
+import time
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows.conclusion import Summary, announce, conclude, final_state
+from flows.follow import Pipeline, follow
+from flows.order import agree, deliver_tiles_file, prepared_reference, survey_destination, validate
+from flows.parameters import SAMPLE_AREA, SAMPLE_REFERENCE, LandCover, Run
+from tasks.batch import Limits, analyse, find_or_create, start
+from tasks.conversion import FeatureMapping, PatchOptions
+from tasks.evalscript import Imagery
+from tasks.plan import Area, Period, Tiling
+from tasks.reference import Reference
+from tasks.service import Service
+from tasks.storage import Storage
+
+MAX_THREADS = 64
+"""Threads of the task runner; how many work on tiles is ``run.tiles_at_once``."""
+
+
+@flow(
+    name="land-cover",
+    flow_run_name="land-cover {area.name} {period.start} to {period.end}",
+    task_runner=ThreadPoolTaskRunner(max_workers=MAX_THREADS),  # type: ignore[arg-type]  # its type is not covariant
+)
+def land_cover(  # noqa: PLR0913, PLR0917 - each is one part of the form that a person fills in
+    area: Area = SAMPLE_AREA,
+    period: Period = Period(),  # noqa: B008 - frozen
+    imagery: Imagery = Imagery(),  # noqa: B008
+    tiling: Tiling = Tiling(),  # noqa: B008
+    reference: Reference | None = SAMPLE_REFERENCE,
+    service: Service = Service(),  # noqa: B008
+    storage: Storage = Storage(),  # noqa: B008
+    features: FeatureMapping | None = None,
+    patches: PatchOptions = PatchOptions(),  # noqa: B008
+    limits: Limits = Limits(),  # noqa: B008
+    run: Run = Run(),  # noqa: B008
+) -> State[Summary]:
+    """Turn an area's satellite time series into labelled EOPatches.
+
+    Sentinel Hub's Batch Processing API masks clouds, interpolates and computes indices; each tile that it delivers is
+    converted to an EOPatch and gets its land-cover labels while the job goes on.
+
+    Args:
+        area: where.
+        period: when, and how far the output dates are apart.
+        imagery: collection, cloud mask, bands and indices, or an evalscript of your own.
+        tiling: tiling grid and resolution, or a GeoPackage with tiles of your own.
+        reference: land-cover polygons; empty for none.
+        service: which Sentinel Hub, and as whom.
+        storage: where Batch delivers, and where the EOPatches go.
+        features: which features are made of which outputs; empty for the usual ones.
+        patches: how EOPatches are stored.
+        limits: what may be spent, and what counts as success.
+        run: pace, patience and pictures.
+    """
+    begin = time.monotonic()
+    parameters = LandCover(
+        area=area, period=period, imagery=imagery, tiling=tiling, reference=reference, service=service,
+        storage=storage, features=features, patches=patches, limits=limits, run=run,
+    )  # fmt: skip
+    order = validate(parameters)
+    records = survey_destination(order)
+    announce(order, records)
+    with prepared_reference(order, records) as labels:
+        pipeline = Pipeline(order, labels, records)
+        pipeline.resume()
+        job, bought = None, False
+        if pipeline.pending:
+            deliver_tiles_file(order)
+            job = find_or_create(order.work, storage, service, limits, order.price(order.tiles).high, len(order.tiles))
+            bought = not job.found
+            job = analyse(job, service)
+            manifest = agree(order, job)
+            job = follow(pipeline, start(job, service), manifest)
+        pipeline.work_until_empty()
+    return final_state(order, conclude(order, pipeline, job, bought=bought, seconds=time.monotonic() - begin))
