@@ -208,7 +208,7 @@ def _work(parameters: LandCover, area: BaseGeometry | None, script: Script) -> W
         digest = hashlib.sha256(geopackage_bytes(tiling.geopackage)).hexdigest()
         tiles_input = {"url": f"{storage.tiles_url}/grids/{digest}.gpkg"}
     work = Work(parameters.area.name, "", request, tiles_input, storage.tiles_url)
-    return replace(work, fingerprint=fingerprint([request, tiles_input, storage.tiles_url, storage.endpoint_url]))
+    return replace(work, fingerprint=fingerprint([request, tiles_input, storage.tiles_url]))
 
 
 def _reference(parameters: LandCover) -> ReferenceSource | None:

@@ -16,7 +16,7 @@ from tasks.reference import Reference
 from tasks.service import Service
 from tasks.storage import Storage
 
-SAMPLE_AREA = Area(name="Sample", bbox=(14.05, 46.02, 14.25, 46.15))
+SAMPLE_AREA = Area(name="Sample", bbox=(15.795, 46.335, 16.02, 46.475))
 """Lies in four tiles of localhub's sample archive."""
 SAMPLE_REFERENCE = Reference(file="s3://eopatch-flow/reference/sample.gpkg")
 """The sample archive's land-cover polygons, where ``eopatch-flow localhub`` puts them."""

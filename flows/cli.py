@@ -1,0 +1,117 @@
+"""The command line: ``eopatch-flow run | plan | localhub | demo``.
+
+Prefect and the geospatial libraries are imported by the commands, after the settings that they read at import, and so that
+``--help`` answers at once.
+"""
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from flows.conclusion import Summary
+
+CLI_SETTINGS = {
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the progress shown here takes the place of the log
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # Prefect's own 20 s are short for a busy machine
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+}
+
+app = typer.Typer(
+    help="From an area to labelled EOPatches, by Sentinel Hub's Batch Processing API.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Config = Annotated[Path, typer.Argument(help="YAML or JSON file with the flow's parameters.", metavar="CONFIG")]
+
+
+@app.command()
+def run(config: Config) -> None:
+    """Run the flow: order, follow, convert, label."""
+    from flows.land_cover import land_cover
+    from flows.parameters import read_config
+    from flows.terminal import watched
+
+    parameters = read_config(config)
+    with watched():
+        summary: Summary = land_cover(**{name: getattr(parameters, name) for name in type(parameters).model_fields})
+    _show(summary)
+
+
+@app.command()
+def plan(config: Config) -> None:
+    """Show tiles, dates, provisional price and what exists already. Nothing is created or bought."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from flows.conclusion import plan_report
+    from flows.order import prepare, survey_order
+    from flows.parameters import read_config
+    from tasks.report import plan_markdown
+
+    order = prepare(read_config(config))
+    Console().print(Markdown(plan_markdown(plan_report(order, survey_order(order)))))
+
+
+@app.command()
+def localhub(
+    folder: Annotated[Path, typer.Option(help="Keeps buckets, jobs and the sample archive.")] = Path("localhub-data"),
+    archive: Annotated[
+        Path | None, typer.Option(help="Folder with STAC items and rasters of your own, instead of the sample.")
+    ] = None,
+    port: Annotated[int, typer.Option(help="Port of localhub; 0 takes a free one.")] = 8484,
+    s3_port: Annotated[int, typer.Option(help="Port of the S3 server; 0 takes a free one.")] = 8333,
+) -> None:
+    """Serve the stand-in for Sentinel Hub and an S3 server, until Ctrl-C."""
+    from flows.demo import servers
+    from flows.terminal import watched
+    from tasks.storage import LOCALHUB_S3_KEYS
+
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    with watched() as console, servers(folder, archive, port=port, s3_port=s3_port) as local:
+        console.print(f"Sentinel Hub stand-in  {local.base_url}      client id and secret: localhub, localhub")
+        console.print(f"S3                     {local.endpoint_url}      keys: {', '.join(LOCALHUB_S3_KEYS)}")
+        console.print("The default parameters of the flow use both. Ctrl-C stops them; their data stays.")
+        stop.wait()
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Keeps results, buckets, jobs and the sample archive.")] = Path("demo"),
+) -> None:
+    """Run everything on this machine, without an account: servers, sample scenes, the whole flow."""
+    from flows.demo import demo as run_demo
+    from flows.terminal import watched
+
+    with watched():
+        summary = run_demo(folder)
+    _show(summary)
+
+
+def main() -> None:
+    """Run the command line; an error of ours ends it with its message and status 1."""
+    os.environ.update({name: value for name, value in CLI_SETTINGS.items() if name not in os.environ})
+    from localhub.sample import SampleError
+    from localhub.seaweed import ObjectStoreError
+    from localhub.server import ServerError
+    from tasks.errors import EopatchFlowError
+
+    try:
+        app()
+    except (EopatchFlowError, ObjectStoreError, ServerError, SampleError) as error:
+        sys.exit(f"eopatch-flow: {error}")
+
+
+def _show(summary: "Summary") -> None:
+    typer.echo(f"\n{summary.message}")
+    for name, place in summary.places.items():
+        typer.echo(f"  {name + ':':<17} {place}")

@@ -1,0 +1,107 @@
+"""Everything on one machine: an S3 server and localhub over the sample archive, and the flow on top of them.
+
+The only place that starts servers. What they keep lies in one folder, so that a second run finds what the first has left.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import s3fs
+
+from flows.conclusion import Summary
+from flows.land_cover import land_cover
+from flows.parameters import SAMPLE_REFERENCE, LandCover
+from flows.progress import tell
+from localhub.sample import build_sample
+from localhub.seaweed import SeaweedFS
+from localhub.server import LocalHub
+from localhub.settings import Settings
+from tasks.service import LOCALHUB_CLIENT
+from tasks.storage import LOCALHUB_S3_KEYS
+
+BUCKET = "eopatch-flow"
+"""The bucket of the default parameters."""
+PREPARATION = "Sample scenes"
+SERVERS = "Servers"
+
+
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """Where the servers answer.
+
+    Attributes:
+        base_url: of localhub.
+        endpoint_url: of S3.
+    """
+
+    base_url: str
+    endpoint_url: str
+
+
+@contextmanager
+def servers(folder: Path, archive: Path | None = None, *, port: int = 0, s3_port: int = 0) -> Iterator[Servers]:
+    """Run an S3 server and localhub for as long as the context lasts.
+
+    Args:
+        folder: keeps the buckets, localhub's jobs and the sample archive.
+        archive: folder with STAC items and rasters; None makes the synthetic sample and uploads its polygons.
+        port: of localhub; 0 takes a free one.
+        s3_port: of the S3 server; 0 takes a free one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    scenes, polygons = (archive, None) if archive else _sample(folder)
+    tell(SERVERS, 0, 1)
+    with SeaweedFS(folder / "s3", *LOCALHUB_S3_KEYS, port=s3_port) as store:
+        _fill_bucket(store, polygons)
+        with LocalHub(_settings(folder, scenes, store, port)) as hub:
+            tell(SERVERS, 1, 1, f"localhub {hub.base_url}, S3 {store.endpoint_url}")
+            yield Servers(hub.base_url, store.endpoint_url)
+
+
+def demo(folder: Path) -> Summary:
+    """Run the flow with its default parameters on servers of its own; results and servers' data stay in ``folder``."""
+    defaults = LandCover()
+    with servers(folder / "servers") as local:
+        service = defaults.service.model_copy(update={"base_url": local.base_url})
+        storage = defaults.storage.model_copy(
+            update={"endpoint_url": local.endpoint_url, "destination": str(folder / "eopatches")}
+        )
+        return land_cover(service=service, storage=storage)  # type: ignore[return-value] # Prefect unwraps the state
+
+
+def _sample(folder: Path) -> tuple[Path, Path]:
+    info = build_sample(folder / "sample", progress=lambda share: tell(PREPARATION, round(share * 100), 100))
+    note = "kept from an earlier run" if info.reused else f"{info.size_bytes / 1e6:,.0f} MB, synthetic"
+    tell(PREPARATION, 100, 100, f"{info.acquisitions} acquisitions, {note}")
+    return info.folder, info.reference
+
+
+def _settings(folder: Path, archive: Path, store: SeaweedFS, port: int) -> Settings:
+    client_id, client_secret = LOCALHUB_CLIENT
+    return Settings(
+        data_dir=folder / "localhub",
+        archive=archive,
+        port=port,
+        s3_endpoint_url=store.endpoint_url,
+        s3_access_key=store.access_key,
+        s3_secret_key=store.secret_key,
+        client_id=client_id,
+        client_secret=client_secret,
+    )
+
+
+def _fill_bucket(store: SeaweedFS, polygons: Path | None) -> None:
+    files = s3fs.S3FileSystem(
+        key=store.access_key,
+        secret=store.secret_key,
+        client_kwargs={"endpoint_url": store.endpoint_url},
+        use_listings_cache=False,
+        skip_instance_cache=True,
+    )
+    if not files.exists(BUCKET):
+        files.mkdir(BUCKET)
+    target = SAMPLE_REFERENCE.file.removeprefix("s3://")
+    if polygons is not None and not (files.exists(target) and files.size(target) == polygons.stat().st_size):
+        files.put_file(str(polygons), target)

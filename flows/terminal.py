@@ -1,0 +1,52 @@
+"""Progress on a terminal: one live bar a stage; plain lines where the output is not a terminal."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+
+from flows.progress import Listener, Progress, listening
+
+PLAIN_LINE_SECONDS = 10.0
+"""Without a terminal a stage is told of when it ends, and no more often than this before."""
+
+
+@contextmanager
+def watched() -> Iterator[Console]:
+    """Show all progress within the block; the console to print other lines to."""
+    console = Console()
+    if not console.is_terminal:
+        with listening(_plain_lines(console)):
+            yield console
+        return
+    columns = (TextColumn("{task.description:<14}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn())
+    with Bars(*columns, TextColumn("[dim]{task.fields[note]}"), console=console) as bars, listening(_bars(bars)):
+        yield console
+
+
+def _bars(bars: Bars) -> Listener:
+    shown: dict[str, TaskID] = {}
+
+    def show(progress: Progress) -> None:
+        if progress.stage not in shown:
+            shown[progress.stage] = bars.add_task(progress.stage, note="")
+        note = {"note": progress.note} if progress.note else {}
+        bars.update(shown[progress.stage], completed=progress.done, total=progress.total or None, **note)
+
+    return show
+
+
+def _plain_lines(console: Console) -> Listener:
+    told: dict[str, float] = {}
+
+    def show(progress: Progress) -> None:
+        now = time.monotonic()
+        if progress.finished or now - told.get(progress.stage, now - PLAIN_LINE_SECONDS) >= PLAIN_LINE_SECONDS:
+            told[progress.stage] = now
+            count = f"{progress.done}/{progress.total}" if progress.total else ""
+            console.print(f"{progress.stage:<14} {count:>9}  {progress.note}", highlight=False, soft_wrap=True)
+
+    return show
