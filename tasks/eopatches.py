@@ -15,6 +15,7 @@ uploaded do not depend on that.
 import errno
 import gzip
 import json
+import logging
 import shutil
 import tempfile
 import zlib
@@ -125,6 +126,14 @@ def add_features(patch: EOPatch, files: AbstractFileSystem, folder: str, marker:
 def save_features(patch: EOPatch, folder: Path, file_format: FileFormat) -> None:
     """Save an EOPatch to a new local folder in eo-learn's layout."""
     patch.save(str(folder), use_zarr=file_format == "zarr")
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether to log what Fiona says: not for every tile that eo-learn's temporary file has no extension."""
+    return "filename extension should be 'gpkg'" not in record.getMessage()
+
+
+logging.getLogger("fiona._env").addFilter(_is_news)
 
 
 def file_identity(files: AbstractFileSystem, path: str) -> dict[str, int | str]:

@@ -289,7 +289,7 @@ def test_values_that_are_no_classes_are_refused_by_name(
 
 
 def test_a_class_table_holds_ids_of_one_byte() -> None:
-    with pytest.raises(ValidationError, match="class ids must be 0 to 255, but the table has {'forest': 256}"):
+    with pytest.raises(ValidationError, match=r"class ids must be 0 to 255, .* \{'forest': 256\}"):
         Reference(file="r.gpkg", class_table={"forest": 256})
 
 
