@@ -5,11 +5,10 @@ Layouts: research note batch-v2, sections 4.2 and 4.3 (documentation, and what e
 
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 
-import geopandas as gpd
+import numpy as np
+import pyogrio.raw
 import shapely
 
 from localhub.store import Feature
@@ -24,34 +23,29 @@ def write_manifest(path: Path, targets: Sequence[tuple[Tile, Mapping[str, str]]]
     `targets` holds for each tile the full s3:// URI by output id. CRSs of `empty_epsgs` without a tile get an empty
     table: clients look for a table of every CRS of their grid.
     """
-    rows = sorted(
-        ((tile.epsg, tile, output, uri) for tile, uris in targets for output, uri in uris.items()), key=itemgetter(0)
-    )
-    by_epsg = {epsg: [row[1:] for row in group] for epsg, group in groupby(rows, key=itemgetter(0))}
-    for epsg in sorted({*by_epsg, *empty_epsgs}):
-        table = _manifest_table(epsg, by_epsg.get(epsg, []))
-        table.to_file(
-            path,
-            layer=f"feature_{epsg}",
-            driver="GPKG",
-            engine="pyogrio",
-            geometry_type="Polygon",
-            GEOMETRY_NAME="geometry",
-        )
+    rows = [(tile, output, uri) for tile, uris in targets for output, uri in uris.items()]
+    for epsg in sorted({*empty_epsgs, *(tile.epsg for tile, _, _ in rows)}):
+        _write_table(path, epsg, [row for row in rows if row[0].epsg == epsg])
 
 
-def _manifest_table(epsg: int, rows: Sequence[tuple[Tile, str, str]]) -> gpd.GeoDataFrame:
-    columns = {
-        "outputId": [output for _, output, _ in rows],
-        "identifier": [tile.name for tile, _, _ in rows],
-        "path": [uri for _, _, uri in rows],
-        "width": [tile.width for tile, _, _ in rows],
-        "height": [tile.height for tile, _, _ in rows],
+def _write_table(path: Path, epsg: int, rows: Sequence[tuple[Tile, str, str]]) -> None:
+    fields = {
+        "outputId": np.array([output for _, output, _ in rows], object),
+        "identifier": np.array([tile.name for tile, _, _ in rows], object),
+        "path": np.array([uri for _, _, uri in rows], object),
+        "width": np.array([tile.width for tile, _, _ in rows], np.int32),
+        "height": np.array([tile.height for tile, _, _ in rows], np.int32),
     }
-    outlines = [shapely.box(*tile.bounds) for tile, _, _ in rows]
-    table = gpd.GeoDataFrame(columns, geometry=outlines, crs=f"EPSG:{epsg}")
-    return table.astype(
-        {"outputId": "object", "identifier": "object", "path": "object", "width": "int32", "height": "int32"}
+    pyogrio.raw.write(
+        path,
+        geometry=np.array([shapely.to_wkb(shapely.box(*tile.bounds)) for tile, _, _ in rows], object),
+        field_data=list(fields.values()),
+        fields=list(fields),
+        layer=f"feature_{epsg}",
+        driver="GPKG",
+        geometry_type="Polygon",
+        crs=f"EPSG:{epsg}",
+        GEOMETRY_NAME="geometry",
     )
 
 

@@ -81,49 +81,22 @@ class RasterStack:
     def _exported(self, name: str, cog: CogParameters | None) -> Path:
         source = self._paths[name]
         target = source.with_suffix(".final.tif")
-        is_float = self._outputs[name].sample_type == "FLOAT32"
+        predictor = 3 if self._outputs[name].sample_type == "FLOAT32" else 2
         if cog is None:
-            copy(source, target, driver="GTiff", COMPRESS="DEFLATE", PREDICTOR=3 if is_float else 2, BIGTIFF="IF_SAFER")
+            copy(source, target, driver="GTiff", COMPRESS="DEFLATE", PREDICTOR=predictor, BIGTIFF="IF_SAFER")
         else:
-            _write_cog(source, target, cog, is_float=is_float)
+            _write_cog(source, target, cog, predictor if cog.use_predictor else 1)
         source.unlink()
         return target
 
 
-def _write_cog(source: Path, target: Path, cog: CogParameters, *, is_float: bool) -> None:
+def _write_cog(source: Path, target: Path, cog: CogParameters, predictor: int) -> None:
+    """Copy with overviews first, which is what makes a GeoTIFF cloud optimised (GDAL's COG driver: square blocks only)."""
     with rasterio.open(source, "r+") as dataset:
         size = (dataset.width, dataset.height)
         levels = overview_levels(size, cog)
         if levels:
             dataset.build_overviews(levels, _OVERVIEW_RESAMPLING[cog.resampling_algorithm])
-    blocks = (block_size(cog.blockxsize, size), block_size(cog.blockysize, size))
-    if blocks[0] == blocks[1]:
-        _write_square_cog(source, target, blocks[0], predictor=_predictor_name(cog, is_float=is_float))
-    else:
-        _write_oblong_cog(source, target, blocks, predictor=(3 if is_float else 2) if cog.use_predictor else 1)
-
-
-def _predictor_name(cog: CogParameters, *, is_float: bool) -> str:
-    if not cog.use_predictor:
-        return "NO"
-    return "FLOATING_POINT" if is_float else "STANDARD"
-
-
-def _write_square_cog(source: Path, target: Path, block: int, predictor: str) -> None:
-    copy(
-        source,
-        target,
-        driver="COG",
-        COMPRESS="DEFLATE",
-        PREDICTOR=predictor,
-        BLOCKSIZE=block,
-        OVERVIEWS="FORCE_USE_EXISTING",
-        BIGTIFF="IF_SAFER",
-    )
-
-
-def _write_oblong_cog(source: Path, target: Path, blocks: tuple[int, int], predictor: int) -> None:
-    """GDAL's COG driver knows square blocks only; the GeoTIFF driver keeps the same order of directories and blocks."""
     copy(
         source,
         target,
@@ -131,8 +104,8 @@ def _write_oblong_cog(source: Path, target: Path, blocks: tuple[int, int], predi
         COMPRESS="DEFLATE",
         PREDICTOR=predictor,
         TILED="YES",
-        BLOCKXSIZE=blocks[0],
-        BLOCKYSIZE=blocks[1],
+        BLOCKXSIZE=block_size(cog.blockxsize, size),
+        BLOCKYSIZE=block_size(cog.blockysize, size),
         INTERLEAVE="PIXEL",
         COPY_SRC_OVERVIEWS="YES",
         BIGTIFF="IF_SAFER",

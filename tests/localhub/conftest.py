@@ -20,6 +20,13 @@ from localhub.settings import Settings
 from tests.localhub.batch_requests import client_of, session_of
 
 
+@pytest.fixture
+def bucket(bucket: str, s3_files: s3fs.S3FileSystem) -> Iterator[str]:
+    """A bucket for the test only: each takes several of the object store's volumes, and those are limited."""
+    yield bucket
+    s3_files.rm(bucket, recursive=True)
+
+
 @pytest.fixture(scope="session")
 def scenes(test_data: Path) -> Path:
     """The folder of the five real acquisitions."""

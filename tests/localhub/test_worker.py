@@ -1,0 +1,79 @@
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+from numpy.typing import NDArray
+from rasterio.windows import Window
+
+from localhub.archive import Archive
+from localhub.payload import Processing
+from localhub.worker import read_samples
+from tasks.grid import Tile, lonlat_outline
+
+TILE = Tile("t", 32633, (465000.0, 5079000.0, 465400.0, 5079300.0), 40, 30)
+WHOLE = Window(0, 0, 40, 30)
+
+
+def write_scene(folder: Path, name: str, values: NDArray[np.uint16]) -> None:
+    """One scene of one band on the tile's own grid, 0 = no data."""
+    profile = {"driver": "GTiff", "width": 40, "height": 30, "count": 1, "dtype": "uint16", "nodata": 0}
+    with rasterio.open(folder / f"{name}.tif", "w", crs="EPSG:32633", transform=TILE.transform, **profile) as dataset:
+        dataset.write(values, 1)
+    item = {
+        "type": "Feature",
+        "id": name,
+        "collection": "sentinel-2-l1c",
+        "geometry": lonlat_outline(TILE).__geo_interface__,
+        "properties": {"datetime": "2020-06-01T10:00:00Z"},
+        "assets": {"B02": {"href": f"./{name}.tif"}},
+    }
+    (folder / f"{name}.json").write_text(json.dumps(item))
+
+
+@pytest.fixture
+def values() -> NDArray[np.uint16]:
+    """Four scenes with holes: (scene, row, column)."""
+    random = np.random.default_rng(3)
+    return (random.integers(1, 9999, (4, 30, 40)) * (random.random((4, 30, 40)) < 0.5)).astype(np.uint16)
+
+
+@pytest.fixture
+def archive(tmp_path: Path, values: NDArray[np.uint16]) -> Archive:
+    for number, scene in enumerate(values):
+        write_scene(tmp_path, f"s{number}", scene)
+    return Archive.open(tmp_path)
+
+
+def mosaic(values: NDArray[np.uint16], members: tuple[int, ...]) -> NDArray[Any]:
+    """The first scene with data, pixel by pixel."""
+    result = np.zeros((30, 40), int)
+    for row, column in np.ndindex(30, 40):
+        seen = [values[index, row, column] for index in members if values[index, row, column]]
+        result[row, column] = seen[0] if seen else 0
+    return result
+
+
+def test_each_pixel_of_a_sample_is_the_first_scenes_that_has_data(archive: Archive, values: NDArray[np.uint16]) -> None:
+    samples = ((0,), (3, 1), (2, 0, 1))
+    read = read_samples(archive.scenes, samples, ["B02", "dataMask"], TILE, WHOLE, Processing())
+    expected = np.stack([mosaic(values, members) for members in samples])
+    np.testing.assert_array_equal(read["B02"], expected)
+    np.testing.assert_array_equal(read["dataMask"], expected != 0)
+
+
+def test_blocks_of_rows_make_up_the_whole(archive: Archive) -> None:
+    samples = ((1, 0), (2,))
+    whole = read_samples(archive.scenes, samples, ["B02"], TILE, WHOLE, Processing())["B02"]
+    blocks = [
+        read_samples(archive.scenes, samples, ["B02"], TILE, Window(0, first, 40, last - first), Processing())["B02"]
+        for first, last in pairwise((0, 7, 20, 30))
+    ]
+    np.testing.assert_array_equal(np.concatenate(blocks, axis=1), whole)
+
+
+def test_no_sample_gives_arrays_without_samples(archive: Archive) -> None:
+    assert read_samples(archive.scenes, (), ["B02"], TILE, WHOLE, Processing())["B02"].shape == (0, 30, 40)
