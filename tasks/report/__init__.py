@@ -4,7 +4,7 @@ Pictures and texts are pure functions; :mod:`tasks.report.publish` holds the she
 """
 
 from tasks.report.pictures import quicklook, status_map
-from tasks.report.publish import publish_plan, publish_summary, publish_tiles
+from tasks.report.publish import publish_plan, publish_summary, publish_tiles, quicklook_of
 from tasks.report.texts import (
     PlanReport,
     SummaryReport,
@@ -24,6 +24,7 @@ __all__ = [
     "publish_summary",
     "publish_tiles",
     "quicklook",
+    "quicklook_of",
     "status_map",
     "summary_markdown",
     "tile_rows",

@@ -65,7 +65,7 @@ NAMED_TILES = 60
 NO_DATA_COLOUR = "#bdbdbd"
 EDGE_COLOUR = "#4d4d4d"
 OTHER_CLASS_COLOUR = "#ff00ff"
-_MAP_INCHES, _MAP_INCHES_MIN = 8.0, 2.6
+_MAP_INCHES, _MAP_WIDTH_MIN, _MAP_HEIGHT_MIN = 8.0, 4.0, 0.5  # the legend needs the width
 _PANEL_INCHES, _PANEL_PIXELS = 4.0, 600
 _BANDS, _NDVI = (FeatureType.DATA, "BANDS"), (FeatureType.DATA, "NDVI")
 _IS_DATA, _IS_VALID = (FeatureType.MASK, "IS_DATA"), (FeatureType.MASK, "IS_VALID")
@@ -138,7 +138,7 @@ class _MapFrame:
 
     def from_lonlat(self, geometry: BaseGeometry) -> BaseGeometry:
         if self.epsg is None:
-            return geometry
+            return shapely.union_all([affinity.translate(geometry, xoff=turn) for turn in (-360, 0, 360)])
         convert = Transformer.from_crs(4326, self.epsg, always_xy=True).transform
         dense = shapely.segmentize(geometry, 0.05)
         return shapely.transform(dense, lambda points: np.column_stack(convert(points[:, 0], points[:, 1])) / 1000)
@@ -157,8 +157,8 @@ def _map_figure(bounds: NDArray[np.float64], frame: _MapFrame) -> tuple[Figure, 
     min_x, min_y, max_x, max_y = bounds
     ratio = (max_y - min_y) / (max_x - min_x) * frame.aspect
     width, height = min(_MAP_INCHES, _MAP_INCHES / ratio), min(_MAP_INCHES, _MAP_INCHES * ratio)
-    size = (max(width, _MAP_INCHES_MIN) + 1.2, max(height, _MAP_INCHES_MIN) + 1.5)
-    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+    size = (max(width, _MAP_WIDTH_MIN) + 1.2, max(height, _MAP_HEIGHT_MIN) + 1.7)
+    figure = Figure(figsize=size, dpi=DPI, layout="compressed")
     axes = figure.add_subplot()
     margin_x, margin_y = 0.03 * (max_x - min_x), 0.03 * (max_y - min_y)
     axes.set(xlim=(min_x - margin_x, max_x + margin_x), ylim=(min_y - margin_y, max_y + margin_y))
@@ -336,8 +336,8 @@ _PANELS = (
 def _has_data(patch: EOPatch, moment: int, image: NDArray[Any]) -> NDArray[np.bool_]:
     """Where the date has data: by IS_DATA, or without it where a value of the image is not 0."""
     if _IS_DATA in patch:
-        return _thin(patch[_IS_DATA][moment])[..., 0].astype(bool)
-    return np.any(np.not_equal(image, 0), axis=-1, keepdims=True)[..., 0]
+        return np.asarray(_thin(patch[_IS_DATA][moment])[..., 0], dtype=bool)
+    return np.asarray(np.any(image != 0, axis=-1), dtype=bool)
 
 
 def _thin(image: NDArray[Any]) -> NDArray[Any]:
@@ -367,7 +367,6 @@ def _words(name: str) -> str:
 
 def _plain_ticks(axes: Axes) -> None:
     axes.ticklabel_format(useOffset=False, style="plain")
-    axes.locator_params(nbins=6)
 
 
 def _png(figure: Figure) -> bytes:

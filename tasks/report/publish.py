@@ -1,13 +1,19 @@
-"""Prefect artifacts of a run: thin shells around the texts and pictures.
+"""Shells around the texts and pictures: quick-looks from where EOPatches lie, and Prefect artifacts.
 
-Keys are the same in each run on an area and period, so that Prefect keeps their history.
+Keys of artifacts are the same in each run on an area and period, so that Prefect keeps their history.
 """
 
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
+from eolearn.core.eodata import EOPatch
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from tasks.ledger import TileRecord
+from tasks.report.pictures import quicklook
 from tasks.report.texts import (
     MAX_ROWS,
     PlanReport,
@@ -18,6 +24,25 @@ from tasks.report.texts import (
     tile_rows,
     tiles_markdown,
 )
+
+_DRAWN_FILES = ("bbox.*", "timestamps.*", "data/BANDS.*", "data/NDVI.*", "mask/IS_*.*", "mask_timeless/LULC.*")
+
+
+def quicklook_of(files: AbstractFileSystem, folder: str, tile_name: str) -> bytes:
+    """Draw the EOPatch in a folder, local or remote, reading only what the picture needs; a PNG.
+
+    Raises:
+        ValueError: the EOPatch has no feature to draw.
+    """
+    if isinstance(files, LocalFileSystem):
+        return quicklook(EOPatch.load(folder, lazy_loading=True), tile_name)
+    with tempfile.TemporaryDirectory() as copy:
+        for pattern in _DRAWN_FILES:
+            for path in files.glob(f"{folder}/{pattern}"):
+                target = Path(copy) / Path(pattern).parent / Path(path).name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                files.get(path, str(target), recursive=True)
+        return quicklook(EOPatch.load(copy, lazy_loading=True), tile_name)
 
 
 def publish_plan(slug: str, plan: PlanReport) -> None:

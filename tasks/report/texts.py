@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
+from itertools import pairwise
 
 from tasks.ledger import TileRecord, TileState
 from tasks.report.pictures import STATE_STYLES
@@ -15,6 +16,7 @@ MAX_ROWS = 500
 """Tiles in a table; the ledger has them all."""
 _NAMED = 5  # tiles named with a reason
 _REASON_LETTERS = 300
+_NUMBERS = frozenset({"Tiles", "Pixels"})  # headers of columns
 
 _ATTENTION = {state: place for place, state in enumerate(STATE_STYLES)}  # failures first
 
@@ -150,7 +152,7 @@ def _tile_row(record: TileRecord) -> dict[str, str]:
         "state": record.state.value,
         "reason": _shortened(record.reason),
         "CRS": f"EPSG:{tile.epsg}",
-        "pixels": f"{tile.width:,} × {tile.height:,}",
+        "pixels": f"{tile.width:,} x {tile.height:,}",
         "attempts": f"{record.attempts:,}",
         "read": _megabytes(record.bytes_read),
         "written": _megabytes(record.bytes_written),
@@ -194,7 +196,7 @@ def _some(names: Sequence[str]) -> str:
 def _dates_text(dates: Sequence[date]) -> str:
     if not dates:
         return "none"
-    steps = {later - earlier for earlier, later in zip(dates, dates[1:], strict=False)}
+    steps = {later - earlier for earlier, later in pairwise(dates)}
     every = f", every {_days(steps.pop())}" if len(steps) == 1 else ""
     return f"{len(dates):,}, from {dates[0]:%Y-%m-%d} to {dates[-1]:%Y-%m-%d}{every}"
 
@@ -228,8 +230,9 @@ def _joined(*blocks: str) -> str:
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Make a table; columns after the first are numbers or lists, right-aligned unless they are the third."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *([_escaped(cell) for cell in row] for row in rows)]
+    """Make a table; columns of numbers are right-aligned."""
+    rule = ["---:" if name in _NUMBERS else "---" for name in header]
+    lines = [header, rule, *([_escaped(cell) for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
