@@ -20,6 +20,8 @@ from localhub.engine import Output
 from localhub.payload import CogParameters
 from tasks.grid import Tile
 
+_DEFLATE_LEVEL = 1
+"""Fast: level 6 takes 1.4 times as long for files that are 2 % smaller (24 bands of a noisy UINT16 landscape)."""
 _OVERVIEW_RESAMPLING = {
     "nearest": Resampling.nearest,
     "average": Resampling.average,
@@ -91,7 +93,7 @@ class RasterStack:
 
 
 def _write_cog(source: Path, target: Path, cog: CogParameters, predictor: int) -> None:
-    """Copy with overviews first, which is what makes a GeoTIFF cloud optimised (GDAL's COG driver: square blocks only)."""
+    """Copy with its overviews ahead of the data: cloud optimised, and with oblong blocks as the COG driver has not."""
     with rasterio.open(source, "r+") as dataset:
         size = (dataset.width, dataset.height)
         levels = overview_levels(size, cog)
@@ -102,6 +104,7 @@ def _write_cog(source: Path, target: Path, cog: CogParameters, predictor: int) -
         target,
         driver="GTiff",
         COMPRESS="DEFLATE",
+        ZLEVEL=_DEFLATE_LEVEL,
         PREDICTOR=predictor,
         TILED="YES",
         BLOCKXSIZE=block_size(cog.blockxsize, size),
