@@ -1,0 +1,39 @@
+# The verbs of this project. `make run` and `make test` set up everything that they need, in .venv.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: run serve test check bench lock clean
+
+run: $(READY)  ## the main job on this machine, without an account: results in demo/
+	$(BIN)/eopatch-flow demo
+
+serve: $(READY)  ## localhub and an S3 server, for runs from Prefect's UI or from Python
+	$(BIN)/eopatch-flow localhub
+
+test: $(READY)  ## all tests
+	$(BIN)/pytest
+
+check: $(READY)  ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(READY)  ## benchmarks, side by side with the peer
+	$(BIN)/python benchmarks/evalscript.py
+
+lock:  ## exact versions of everything, for all supported Pythons
+	uv pip compile -q --universal --python-version 3.11 --all-extras pyproject.toml -o requirements.lock \
+		--custom-compile-command "make lock"
+
+clean:  ## the results of `make run`
+	rm -rf demo
+
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q uv
+	$(BIN)/uv pip install -q --python $(BIN)/python -r requirements.lock
+	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps -e .
+	touch $(READY)
