@@ -89,7 +89,7 @@ function outputDays() {
 // Scenes are the same for all pixels of one evaluation: their dates are parsed and sorted at its first pixel.
 let knownScenes;
 let order; // positions of the samples by day; samples of one day stay in the given order
-let dayOf; // day of each sample
+let sortedDays; // their days
 let validSamples; // of the current pixel, by day
 let validDays;
 let values; // of one band, of the valid samples
@@ -98,7 +98,7 @@ function readScenes(scenes) {
   const days = scenes.orbits.map((orbit) => Math.floor(Date.parse(orbit.dateFrom) / DAY_MS));
   const positions = days.map((_, position) => position).sort((a, b) => days[a] - days[b]);
   order = Uint16Array.from(positions);
-  dayOf = Int32Array.from(days);
+  sortedDays = Int32Array.from(positions, (position) => days[position]);
   validSamples = new Array(days.length).fill(null);
   validDays = new Int32Array(days.length);
   values = new Float64Array(days.length);
@@ -111,7 +111,7 @@ function collectValid(samples) {
   let lastDay = -Infinity;
   for (let i = 0; i < order.length; i++) {
     const sample = samples[order[i]];
-    const day = dayOf[order[i]];
+    const day = sortedDays[i];
     if (day === lastDay || sample.dataMask !== 1 || !isClear(sample)) continue;
     lastDay = day;
     validSamples[count] = sample;
@@ -151,22 +151,19 @@ function interpolate(band, series, valid) {
   }
 }
 
-// Literal names, because V8 reads them several times faster than computed ones.
+// Literal names, because V8 reads them several times faster than computed ones; other bands work, too.
 function read(sample, band) {
   switch (band) {
-    case "B01": return sample.B01;
     case "B02": return sample.B02;
     case "B03": return sample.B03;
     case "B04": return sample.B04;
+    case "B08": return sample.B08;
+    case "B11": return sample.B11;
+    case "B12": return sample.B12;
     case "B05": return sample.B05;
     case "B06": return sample.B06;
     case "B07": return sample.B07;
-    case "B08": return sample.B08;
     case "B8A": return sample.B8A;
-    case "B09": return sample.B09;
-    case "B10": return sample.B10;
-    case "B11": return sample.B11;
-    case "B12": return sample.B12;
     default: return sample[band];
   }
 }

@@ -41,16 +41,23 @@
   const customData = {};
   const outputMetadata = {};
   let scenes = {}; // evaluatePixel's second argument
-  let slots = []; // [list, its pristine copy] for what a script may reorder
+  let slots = []; // {list, pristine}: arrays that a script may reorder, and their copies
   let program;
 
   // The form of older scripts (scenes[i].date is a Date), which carries the documented one (scenes.orbits, scenes.tiles).
   function describeScenes(kind, list) {
     const dates = list.map((item) => ({ date: new Instant(item.dateFrom || item.date) }));
-    slots = [[dates, dates.slice()], [list, list.slice()]];
+    slots = [dates, list].map((items) => ({ list: items, pristine: items.slice() }));
     defineProperty(dates, kind, { value: list, writable: true });
     defineProperty(dates, "toJSON", { value: () => ({ [kind]: list }), writable: true });
     return dates;
+  }
+
+  function restore(list, pristine) {
+    const count = pristine.length;
+    let i = 0;
+    while (i < count && list[i] === pristine[i]) i++;
+    if (i < count || list.length !== count) list.splice(0, list.length, ...pristine);
   }
 
   function withoutTiles({ tiles, ...orbit }) {
@@ -105,11 +112,7 @@
     // source: what localhub/engine/loop.py generates; the buffers stay referenced by the program as long as it lives.
     compile(source) {
       const restoreScenes = () => {
-        for (const [list, pristine] of slots) {
-          let changed = list.length !== pristine.length;
-          for (let i = 0; i < pristine.length && !changed; i++) changed = list[i] !== pristine[i];
-          if (changed) list.splice(0, list.length, ...pristine);
-        }
+        for (let i = 0; i < slots.length; i++) restore(slots[i].list, slots[i].pristine);
       };
       const isList = (value) => isArray(value) || isView(value);
       const arrayExpected = () => new Failure("Script must return an array.");
