@@ -98,10 +98,15 @@ def write_patch(patch: EOPatch, files: AbstractFileSystem, folder: str, marker: 
         if isinstance(files, LocalFileSystem):
             _swap(staged, Path(folder), staging / "replaced")
         else:
-            _remove(files, marker_path(folder, marker))
-            _remove(files, folder)
+            remove_patch(files, folder, marker)
             _upload(staged, files, folder, marker)
     return size
+
+
+def remove_patch(files: AbstractFileSystem, folder: str, marker: str) -> None:
+    """Remove an EOPatch if there is one, its marker first."""
+    _remove(files, marker_path(folder, marker))
+    _remove(files, folder)
 
 
 def add_features(patch: EOPatch, files: AbstractFileSystem, folder: str, marker: str, file_format: FileFormat) -> int:
@@ -211,8 +216,10 @@ def _remove_stored(files: AbstractFileSystem, folder: str, patch: EOPatch) -> No
     """Remove the features of a patch from a folder, in whatever format they are stored there."""
     files.invalidate_cache(folder)
     for feature_type, name in patch.get_features():
-        for path in files.glob(f"{folder}/{feature_type.value}/{name}.*"):
-            _remove(files, path)
+        parent = f"{folder}/{feature_type.value}"
+        for path in files.ls(parent, detail=False) if files.exists(parent) else []:
+            if Path(path).name.split(".")[0] == name:
+                _remove(files, path)
 
 
 def _remove(files: AbstractFileSystem, path: str) -> None:

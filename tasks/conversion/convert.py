@@ -1,7 +1,6 @@
 """One tile's files become one EOPatch."""
 
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,7 +16,16 @@ from sentinelhub import CRS, BBox
 
 from tasks.conversion.delivery import Dates, Delivery, TileFiles, read_dates
 from tasks.conversion.mapping import FeatureMapping, FeatureRule
-from tasks.eopatches import RETRIES, RETRY_DELAY_SECONDS, FileFormat, Verdict, check_marker, network_failed, write_patch
+from tasks.eopatches import (
+    RETRIES,
+    RETRY_DELAY_SECONDS,
+    FileFormat,
+    Verdict,
+    check_marker,
+    network_failed,
+    remove_patch,
+    write_patch,
+)
 from tasks.errors import TileError
 from tasks.grid import Tile
 from tasks.storage import Storage, open_filesystem
@@ -29,7 +37,7 @@ MARKER = "BATCH"
 class PatchOptions(BaseModel):
     """How EOPatches are stored."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", title="EOPatches")
 
     file_format: FileFormat = Field(
         default="npy.gz",
@@ -120,11 +128,12 @@ def convert_tile(
         target: file system of the EOPatch.
         folder: the EOPatch's folder in ``target``; whatever is there is replaced.
         mapping: from outputs to features.
-        options: how the EOPatch is stored.
+        options: how the EOPatch is stored, and whether there is one for a tile without data.
         provenance: for the marker.
 
     Raises:
-        TileError: a file is missing, truncated, corrupt, or not the tile's; no EOPatch is left.
+        TileError: a file is missing, truncated, corrupt, or not the tile's; nothing is written.
+        InvalidInput: features have a time axis, but nothing gives the dates.
         OSError: a file system fails.
     """
     start = time.monotonic()
@@ -132,20 +141,17 @@ def convert_tile(
     dates = read_dates(delivery, mapping)
     quality = _quality(delivery, mapping, dates)
     has_data = _has_data(delivered, mapping, dates, quality)
-    written = 0
     if has_data or options.keep_empty:
-        features = [
-            _read_feature(delivery, rule, dates) if has_data else _empty_feature(tile, rule, dates)
-            for rule in mapping.features
-        ]
-        patch = _patch(tile, mapping, dates, features, quality)
-        identity = _identity(tile.name, mapping, options.file_format, provenance)
-        patch.meta_info[MARKER] = identity | {
+        patch = _patch(delivery, mapping, dates, quality, has_data=has_data)
+        patch.meta_info[MARKER] = _identity(tile.name, mapping, options.file_format, provenance) | {
             "request_id": provenance.request_id,
             "evalscript_sha256": provenance.evalscript_sha256,
             "sources": delivery.sources,
         }
         written = write_patch(patch, target, folder, MARKER, options.file_format)
+    else:
+        remove_patch(target, folder, MARKER)
+        written = 0
     return ConversionRecord(
         tile=tile.name,
         outcome="converted" if has_data else "no data",
@@ -197,21 +203,22 @@ def _quality(delivery: Delivery, mapping: FeatureMapping, dates: Dates) -> NDArr
 
 
 def _has_data(delivered: TileFiles, mapping: FeatureMapping, dates: Dates, quality: NDArray[Any] | None) -> bool:
+    """Whether there is a single value in the tile."""
     if not delivered.outputs or (mapping.temporal and not dates.order):
         return False
     return quality is None or bool(quality.any())
 
 
 def _patch(
-    tile: Tile,
-    mapping: FeatureMapping,
-    dates: Dates,
-    features: Iterable[NDArray[Any]],
-    quality: NDArray[Any] | None,
+    delivery: Delivery, mapping: FeatureMapping, dates: Dates, quality: NDArray[Any] | None, *, has_data: bool
 ) -> EOPatch:
     """Put features, masks, dates and place together; values without data become 0."""
+    tile = delivery.tile
+    if mapping.temporal and not dates.timestamps:
+        raise TileError(f"Tile {tile.name} has no data and no dates for an empty EOPatch; switch keep_empty off.")
     patch = EOPatch(bbox=BBox(tile.bounds, CRS(tile.epsg)), timestamps=list(dates.timestamps) or None)
-    for rule, feature in zip(mapping.features, features, strict=True):
+    for rule in mapping.features:
+        feature = _read_feature(delivery, rule, dates) if has_data else _empty_feature(tile, rule, dates)
         if quality is not None and rule.temporal:
             feature[quality == 0] = 0
         patch[FeatureType(rule.feature_type), rule.name] = feature

@@ -24,7 +24,7 @@ Output = tuple[str, int, SampleType]
 class FeatureRule(BaseModel):
     """How one feature is made of one or several outputs: ``value = number * scale + offset``."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", title="Feature")
 
     feature_type: Literal["data", "mask", "data_timeless", "mask_timeless"] = Field(
         title="Feature type",
@@ -80,7 +80,7 @@ class FeatureRule(BaseModel):
 class FeatureMapping(BaseModel):
     """Which features an EOPatch gets, and from which outputs."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", title="Feature mapping")
 
     features: tuple[FeatureRule, ...] = Field(
         title="Features",

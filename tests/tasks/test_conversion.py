@@ -203,10 +203,18 @@ def test_a_tile_without_valid_pixels_gives_a_record_and_no_patch(
     tmp_path: Path, outputs: dict[str, np.ndarray], folder: str
 ) -> None:
     outputs["QUALITY"][:] = 0
-    record = run(deliver(tmp_path / "tile", outputs, TILE, dates(COUNT)), folder)
+    delivered = deliver(tmp_path / "tile", outputs, TILE, dates(COUNT))
+    run(delivered, folder, options=PatchOptions(keep_empty=True))
 
-    assert record.outcome == "no data"
+    record = run(delivered, folder)
+
+    assert (record.outcome, record.bytes_written) == ("no data", 0)
     assert not Path(folder).exists()
+
+
+def test_an_empty_patch_needs_dates(folder: str) -> None:
+    with pytest.raises(TileError, match="has no data and no dates for an empty EOPatch; switch keep_empty off"):
+        run(TileFiles({}, None), folder, options=PatchOptions(keep_empty=True))
 
 
 @pytest.mark.parametrize("case", ["all pixels invalid", "no dates in userdata", "nothing delivered"])
