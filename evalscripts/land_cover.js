@@ -1,6 +1,7 @@
 //VERSION=3
 // A year of Sentinel-2 as cloud-free series: masks clouds, interpolates each pixel linearly onto uniform dates, derives
-// indices. Valid as it stands, on Sentinel Hub and on the Copernicus Data Space. Only PARAMETERS varies; it is JSON.
+// indices. Valid as it stands on Sentinel Hub, with cloudMask "scl" also on the Copernicus Data Space Ecosystem. Only
+// PARAMETERS varies; it is JSON.
 //
 //   start, end   first output date and the last possible one, YYYY-MM-DD; output dates are start + k * stepDays, 00:00 UTC
 //   bands        outputs with 10000 * reflectance, 0 where QUALITY is 0

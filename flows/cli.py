@@ -1,7 +1,7 @@
 """The command line: ``eopatch-flow run | plan | localhub | demo``.
 
-Prefect and the geospatial libraries are imported by the commands, after the settings that they read at import, and so that
-``--help`` answers at once.
+Prefect and the geospatial libraries are imported by the commands, after the settings that they read at import, and so
+that ``--help`` answers at once.
 """
 
 import os
@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -41,7 +41,8 @@ def run(config: Config) -> None:
 
     parameters = read_config(config)
     with watched():
-        summary: Summary = land_cover(**{name: getattr(parameters, name) for name in type(parameters).model_fields})
+        arguments = {name: getattr(parameters, name) for name in type(parameters).model_fields}
+        summary = cast("Summary", land_cover(**arguments))  # Prefect unwraps the state
     _show(summary)
 
 

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from eolearn.core.eodata import EOPatch
-from fsspec.implementations.local import LocalFileSystem
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
@@ -24,7 +22,7 @@ from tasks.report import (
     publish_plan,
     publish_summary,
     publish_tiles,
-    quicklook,
+    quicklook_of,
     status_map,
     summary_markdown,
 )
@@ -89,9 +87,8 @@ def plan_report(order: Order, records: Sequence[TileRecord]) -> PlanReport:
 def draw_quicklook(order: Order, record: TileRecord, target: str) -> None:
     """Draw the quick-look of a tile's EOPatch, a PNG, to ``target``."""
     storage = order.parameters.storage
-    with tempfile.TemporaryDirectory() as folder:
-        patch = EOPatch.load(_local_patch(order.patch_url(record.tile), storage, folder), lazy_loading=True)
-        _write(target, quicklook(patch, record.tile.name), storage)
+    files, folder = open_filesystem(order.patch_url(record.tile), storage)
+    _write(target, quicklook_of(files, folder, record.tile.name), storage)
 
 
 @task(task_run_name="conclude", cache_policy=NO_CACHE)
@@ -172,14 +169,6 @@ def _draw_quicklooks(order: Order, records: Sequence[TileRecord], touched: set[s
             draw_quicklook(order, record, target)
         tell(REPORT, number, len(wanted))
     return targets
-
-
-def _local_patch(url: str, storage: Storage, folder: str) -> str:
-    files, path = open_filesystem(url, storage)
-    if isinstance(files, LocalFileSystem):
-        return path
-    files.get(path, f"{folder}/patch", recursive=True)
-    return f"{folder}/patch"
 
 
 def _write(url: str, content: bytes, storage: Storage) -> None:

@@ -1,12 +1,13 @@
 """Everything on one machine: an S3 server and localhub over the sample archive, and the flow on top of them.
 
-The only place that starts servers. What they keep lies in one folder, so that a second run finds what the first has left.
+The only place that starts servers. What they keep lies in one folder, so that a second run finds what the first left.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import s3fs
 
@@ -68,7 +69,7 @@ def demo(folder: Path) -> Summary:
         storage = defaults.storage.model_copy(
             update={"endpoint_url": local.endpoint_url, "destination": str(folder / "eopatches")}
         )
-        return land_cover(service=service, storage=storage)  # type: ignore[return-value] # Prefect unwraps the state
+        return cast(Summary, land_cover(service=service, storage=storage))  # Prefect unwraps the state
 
 
 def _sample(folder: Path) -> tuple[Path, Path]:

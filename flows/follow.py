@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import replace
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 from prefect import unmapped
@@ -45,7 +45,7 @@ class Pipeline:
         self._offered: deque[tuple[Tile, TileFiles]] = deque()
         self._running: dict[UUID, Tile] = {}
         self._ended: SimpleQueue[PrefectFuture[Any]] = SimpleQueue()
-        self._total = {CONVERSION: 0, LABELLING: 0}
+        self._total = {CONVERSION: 0, LABELLING: 0}  # tiles that this run has to do
         self._done = {CONVERSION: 0, LABELLING: 0}
         self.converted = 0
         self.labelled = 0
@@ -60,6 +60,8 @@ class Pipeline:
         """Take the request's tiles for the planned ones: the service's rule is binding."""
         kept = {name: record for name, record in self.records.items() if record.state is not TileState.PENDING}
         self.records = {tile.name: TileRecord(tile, TileState.PENDING) for tile in manifest.tiles} | kept
+        self._expect(CONVERSION, len(self.pending))
+        self._expect(LABELLING, len(self.pending))
 
     def in_state(self, *states: TileState) -> list[Tile]:
         """Tiles that are in one of ``states``."""
@@ -67,15 +69,22 @@ class Pipeline:
 
     def resume(self) -> None:
         """Label what an earlier run has converted but not labelled."""
-        if self.reference is not None:
-            for tile in self.in_state(TileState.CONVERTED):
-                self._label(tile, self.reference)
+        tiles = self.in_state(TileState.CONVERTED) if self.reference is not None else []
+        self._expect(LABELLING, len(tiles))
+        for tile in tiles:
+            self._label(tile)
 
     def offer(self, tile: Tile, files: TileFiles) -> None:
         """Take a delivered tile to be converted."""
         self.note(tile, state=TileState.PROCESSED)
         self._offered.append((tile, files))
-        self._count(CONVERSION, total=1)
+
+    def close(self, tile: Tile, state: TileState, reason: str) -> None:
+        """Record that there will be no EOPatch for a tile: it failed, or has no data."""
+        if self.records[tile.name].state is not TileState.CONVERTED:
+            self._count(CONVERSION)
+        self._count(LABELLING)
+        self.note(tile, state=state, reason=reason)
 
     def note(self, tile: Tile, **changes: Any) -> None:
         """Change the record of a tile."""
@@ -119,11 +128,10 @@ class Pipeline:
         for tile, future in zip(tiles, futures, strict=True):
             self._watch(tile, future)
 
-    def _label(self, tile: Tile, reference: PreparedReference) -> None:
-        self._count(LABELLING, total=1)
+    def _label(self, tile: Tile) -> None:
         future = rasterise_reference.submit(
             tile,
-            reference,
+            cast(PreparedReference, self.reference),
             self.order.parameters.storage,
             self.order.patch_url(tile),
             file_format=self.order.parameters.patches.file_format,
@@ -140,35 +148,43 @@ class Pipeline:
         outcome = future.result(raise_on_failure=False)
         record = self.records[tile.name]
         match outcome:
+            case ConversionRecord(outcome="no data", bytes_written=0):
+                self.close(tile, TileState.NO_DATA, "No valid sample in the period")
             case ConversionRecord():
-                self._count(CONVERSION, done=1)
-                self._converted(record, outcome)
+                self._converted(tile, outcome)
             case LabelRecord():
-                self._count(LABELLING, done=1)
-                self.labelled += 1
-                written, seconds = record.bytes_written + outcome.bytes_written, record.seconds + outcome.seconds
-                self.note(tile, state=TileState.LABELLED, bytes_written=written, seconds=seconds)
+                self._labelled(record, outcome)
             case _:
-                self._count(LABELLING if record.state is TileState.CONVERTED else CONVERSION, done=1)
-                self.note(tile, state=TileState.FAILED, reason=str(outcome))
+                self.close(tile, TileState.FAILED, str(outcome))
 
-    def _converted(self, record: TileRecord, outcome: ConversionRecord) -> None:
-        empty = outcome.outcome == "no data"
-        self.converted += not empty
+    def _converted(self, tile: Tile, outcome: ConversionRecord) -> None:
+        self.converted += 1
+        self._count(CONVERSION)
         self.note(
-            record.tile,
-            state=TileState.NO_DATA if empty else TileState.CONVERTED,
+            tile,
+            state=TileState.CONVERTED,
             bytes_read=outcome.bytes_read,
             bytes_written=outcome.bytes_written,
             seconds=outcome.seconds,
         )
-        if self.reference is not None and outcome.bytes_written:
-            self._label(record.tile, self.reference)
+        if self.reference is not None:
+            self._label(tile)
 
-    def _count(self, stage: str, *, total: int = 0, done: int = 0) -> None:
-        self._total[stage] += total
-        self._done[stage] += done
-        tell(stage, self._done[stage], self._total[stage])
+    def _labelled(self, record: TileRecord, outcome: LabelRecord) -> None:
+        self.labelled += 1
+        self._count(LABELLING)
+        written, seconds = record.bytes_written + outcome.bytes_written, record.seconds + outcome.seconds
+        self.note(record.tile, state=TileState.LABELLED, bytes_written=written, seconds=seconds)
+
+    def _expect(self, stage: str, tiles: int) -> None:
+        if stage == CONVERSION or self.reference is not None:
+            self._total[stage] += tiles
+
+    def _count(self, stage: str) -> None:
+        """Tell that one more tile has come through a stage, or will not."""
+        if self._total[stage]:
+            self._done[stage] += 1
+            tell(stage, self._done[stage], self._total[stage])
 
 
 def follow(pipeline: Pipeline, job: Job, manifest: Manifest) -> Job:
@@ -216,11 +232,11 @@ def settle(pipeline: Pipeline, snapshot: Snapshot, manifest: Manifest) -> int:
 def _settle_tile(pipeline: Pipeline, tile: Tile, status: TileStatus, manifest: Manifest) -> bool:
     order = pipeline.order
     if status.status == "FATAL":
-        pipeline.note(tile, state=TileState.FAILED, reason=f"The service could not process it: {status.error}")
+        pipeline.close(tile, TileState.FAILED, f"The service could not process it: {status.error}")
     elif status.empty and order.parameters.patches.keep_empty:
         pipeline.offer(tile, TileFiles({}, None, order.dates))
     elif status.empty:
-        pipeline.note(tile, state=TileState.NO_DATA, reason="No scene in the period")
+        pipeline.close(tile, TileState.NO_DATA, "No scene in the period")
     elif status.ready:
         paths = dict(manifest.paths[tile.name])
         userdata = paths.pop(USERDATA, None)
@@ -233,7 +249,7 @@ def _settle_tile(pipeline: Pipeline, tile: Tile, status: TileStatus, manifest: M
 def _give_up(pipeline: Pipeline, tiles: list[Tile], job: Job) -> None:
     reason = f"Request {job.id} ended {job.status}{f' ({job.reason})' if job.reason else ''} without delivering it"
     for tile in tiles:
-        pipeline.note(tile, state=TileState.FAILED, reason=reason)
+        pipeline.close(tile, TileState.FAILED, reason)
 
 
 def _tell(job: Job, total: int, open_tiles: int, problem: str) -> None:

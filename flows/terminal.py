@@ -33,20 +33,27 @@ def _bars(bars: Bars) -> Listener:
     def show(progress: Progress) -> None:
         if progress.stage not in shown:
             shown[progress.stage] = bars.add_task(progress.stage, note="")
-        note = {"note": progress.note} if progress.note else {}
-        bars.update(shown[progress.stage], completed=progress.done, total=progress.total or None, **note)
+        bar = shown[progress.stage]
+        bars.update(bar, completed=progress.done, total=progress.total or None)
+        if progress.note:
+            bars.update(bar, note=progress.note)
 
     return show
 
 
 def _plain_lines(console: Console) -> Listener:
     told: dict[str, float] = {}
+    ended: set[str] = set()
 
     def show(progress: Progress) -> None:
         now = time.monotonic()
-        if progress.finished or now - told.get(progress.stage, now - PLAIN_LINE_SECONDS) >= PLAIN_LINE_SECONDS:
+        ends = progress.finished and progress.total > 0
+        due = now - told.setdefault(progress.stage, now) >= PLAIN_LINE_SECONDS
+        if progress.stage not in ended and (ends or due):
             told[progress.stage] = now
             count = f"{progress.done}/{progress.total}" if progress.total else ""
             console.print(f"{progress.stage:<14} {count:>9}  {progress.note}", highlight=False, soft_wrap=True)
+        if ends:
+            ended.add(progress.stage)
 
     return show

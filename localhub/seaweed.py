@@ -138,7 +138,7 @@ class SeaweedFS:
 
     def _answers(self) -> bool:
         try:
-            return requests.get(f"{self.endpoint_url}/healthz", timeout=2).status_code == requests.codes.ok
+            return requests.get(f"{self.endpoint_url}/healthz", timeout=2).ok
         except requests.RequestException:
             return False
 

@@ -80,8 +80,8 @@ const wrongLengths = [{", ".join("0" for _ in outputs)}];
 function evaluateOne(block, lane) {{
   const samples = sampleAt(block * {samples * LANES} + lane);
   restoreScenes();
-  const given = {"samples[0]" if simple else "samples"};
-  const result = evaluatePixel(given, scenes, inputMetadata, customData, outputMetadata);
+  const first = {"samples[0]" if simple else "samples"};
+  const result = evaluatePixel(first, scenes, inputMetadata, customData, outputMetadata);
   if (result === undefined) return;
   {" ".join(_pick_code(k, output, alone=len(outputs) == 1) for k, output in enumerate(outputs))}
 }}

@@ -130,7 +130,7 @@ class Evalscript:
         factors = self.setup.bands
         if missing := sorted(factors.keys() - bands.keys()):
             raise ValueError(f"The evalscript reads {sorted(factors)}; {missing} did not come.")
-        arrays = {name: np.asarray(bands[name]) for name in factors}
+        arrays = {name: _native(bands[name]) for name in factors}
         dtypes = {name: array.dtype for name, array in arrays.items()}
         if self._program is None or self._program.dtypes != dtypes:
             self._program = None
@@ -174,6 +174,11 @@ class Evalscript:
             for output in self.setup.outputs
             if requested is None or output.id in requested
         )
+
+
+def _native(array: NDArray[Any]) -> NDArray[Any]:
+    """The array in the machine's byte order and in C order, as V8's arrays are; a copy only where it is not yet."""
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
 
 
 def _iso(moment: datetime) -> str:

@@ -95,7 +95,7 @@ def build_sample(
         _refuse_foreign(folder)
         with _replacing(folder) as target:
             _build(target, seed, extent, acquisitions(seed, count), report)
-            (target / _MARKER).write_text(json.dumps(recipe | {"files": _files(target)}))
+            (target / _MARKER).write_text(_certificate(target, recipe))
     report(1.0)
     files = _files(folder)
     scenes = sum(name.endswith("sentinel-2-l1c.json") for name in files)
@@ -113,7 +113,12 @@ def _files(folder: Path) -> dict[str, int]:
 
 def _is_complete(folder: Path, recipe: dict[str, Any]) -> bool:
     marker = folder / _MARKER
-    return marker.is_file() and json.loads(marker.read_text()) == recipe | {"files": _files(folder)}
+    return marker.is_file() and marker.read_text() == _certificate(folder, recipe)
+
+
+def _certificate(folder: Path, recipe: dict[str, Any]) -> str:
+    """What the marker of a complete sample holds."""
+    return json.dumps(recipe | {"files": _files(folder)})
 
 
 def _refuse_foreign(folder: Path) -> None:

@@ -23,7 +23,7 @@ _SKY_PIXELS = 512
 _CLOUD_HEIGHT_M = 1500.0
 _PROBABILITY_BLOCK = 8
 """Cloud probabilities are made at 160 m, as the service's s2cloudless bands are."""
-_SENSOR_NOISE = 5.0
+_SENSOR_NOISE = 4.0
 """Deviation in units of reflectance times 10000."""
 
 
@@ -106,7 +106,7 @@ def set_stage(landscape: Landscape, seed: int) -> Stage:
     return Stage(
         Polygons.draw(rng, cover),
         labels,
-        1 + grain * fractal(rng, size, 0.9),
+        1 + grain * fractal(rng, size, 1.2),
         patchiness * fractal(rng, size, 1.8),
         _over_extent(eastward, size),
         _over_extent(-southward, size),

@@ -89,7 +89,10 @@ def write_reference(path: Path, landscape: Landscape) -> None:
         geometry=list(landscape.polygons),
         crs=EPSG,
     )
-    frame.to_crs(REFERENCE_EPSG).to_file(path, layer="reference", driver="GPKG", engine="pyogrio")
+    frame = frame.to_crs(REFERENCE_EPSG)
+    pinched = ~frame.is_valid  # where the outline nearly touches itself, another CRS can make it cross
+    frame.loc[pinched, "geometry"] = frame[pinched].buffer(0)
+    frame.to_file(path, layer="reference", driver="GPKG", engine="pyogrio")
 
 
 @cache

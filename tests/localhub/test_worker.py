@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -6,13 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import s3fs
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from localhub.archive import Archive
-from localhub.payload import Processing
-from localhub.worker import read_samples
+from localhub.errors import RequestFailed
+from localhub.objectstore import Access
+from localhub.payload import Processing, parse_create_request
+from localhub.seaweed import SeaweedFS
+from localhub.worker import FeatureTask, Outcome, process_feature, read_samples
 from tasks.grid import Tile, lonlat_outline
+from tests.localhub.batch_requests import RED, access, process_request
 
 TILE = Tile("t", 32633, (465000.0, 5079000.0, 465400.0, 5079300.0), 40, 30)
 WHOLE = Window(0, 0, 40, 30)
@@ -77,3 +83,66 @@ def test_blocks_of_rows_make_up_the_whole(archive: Archive) -> None:
 
 def test_no_sample_gives_arrays_without_samples(archive: Archive) -> None:
     assert read_samples(archive.scenes, (), ["B02"], TILE, WHOLE, Processing())["B02"].shape == (0, 30, 40)
+
+
+def feature_task(archive: Archive, s3: SeaweedFS, bucket: str, scratch: Path, year: int, **fields: Any) -> FeatureTask:
+    """A task over the archive's one band, for a year."""
+    scratch.mkdir()
+    period = {"from": f"{year}-01-01T00:00:00Z", "to": f"{year}-12-31T23:59:59Z"}
+    payload = {
+        "processRequest": process_request(
+            RED.replace("B04", "B02"), [("default", "image/tiff"), ("userdata", "application/json")], timeRange=period
+        ),
+        "input": {"type": "geopackage", "features": access(s3, f"s3://{bucket}/grid.gpkg")},
+        "output": {"type": "raster", "delivery": access(s3, f"s3://{bucket}/<tileName>/<outputId>.<format>")},
+    }
+    task = FeatureTask(
+        job_id="job",
+        request=parse_create_request(payload),
+        access=Access(s3.endpoint_url, s3.access_key, s3.secret_key),
+        tile=TILE,
+        begun=False,
+        archive=archive.folder,
+        scratch=scratch,
+        block_bytes=1,
+        deliver_zeros=True,
+    )
+    return replace(task, **fields)
+
+
+def read_delivered(s3_files: s3fs.S3FileSystem, bucket: str) -> NDArray[Any]:
+    with rasterio.MemoryFile(s3_files.cat_file(f"{bucket}/t/default.tif")) as memory, memory.open() as dataset:
+        values: NDArray[Any] = dataset.read(1)
+        return values
+
+
+def test_a_feature_is_evaluated_row_by_row_when_memory_is_short_and_leaves_no_scratch(
+    archive: Archive,
+    values: NDArray[np.uint16],
+    s3: SeaweedFS,
+    s3_files: s3fs.S3FileSystem,
+    bucket: str,
+    tmp_path: Path,
+) -> None:
+    task = feature_task(archive, s3, bucket, tmp_path / "scratch", 2020)
+    outcome = process_feature(task)
+    assert (outcome.error, outcome.delivered) == (None, True)
+    assert outcome.cost_pu == pytest.approx(0.01 / 3)
+    np.testing.assert_array_equal(read_delivered(s3_files, bucket), mosaic(values, (0, 1, 2, 3)))
+    assert not list(task.scratch.iterdir())
+    with pytest.raises(RequestFailed, match=f"File s3://{bucket}/t/default.tif exists already"):
+        process_feature(task)
+    assert process_feature(replace(task, begun=True)) == outcome
+
+
+@pytest.mark.parametrize("zeros", [True, False])
+def test_a_feature_without_scenes_delivers_zeros_or_nothing(
+    archive: Archive, s3: SeaweedFS, s3_files: s3fs.S3FileSystem, bucket: str, tmp_path: Path, zeros: bool
+) -> None:
+    task = feature_task(archive, s3, bucket, tmp_path / "scratch", 2019, deliver_zeros=zeros)
+    assert process_feature(task) == Outcome("No data", delivered=zeros, cost_pu=0.0)
+    if zeros:
+        assert not read_delivered(s3_files, bucket).any()
+        assert s3_files.cat_file(f"{bucket}/t/userdata.json") == b"{}"
+    else:
+        assert s3_files.find(bucket) == []

@@ -388,6 +388,15 @@ def test_a_change_of_dtype_between_blocks_is_followed() -> None:
             assert (open_script.evaluate(bands)["default"] == value).all()
 
 
+def test_strides_and_byte_order_of_the_arrays_do_not_matter() -> None:
+    values = np.arange(2 * 40 * 30).reshape(2, 40, 30)
+    for array in (values.astype(">u2")[:, :, 3:4], np.asfortranarray(values.astype("float32"))[:, ::2, ::3]):
+        mask = np.ones(array.shape, "uint8")
+        source = script("return samples.map(s => s.B04);", bands="2")
+        result = run(source, {"B04": array, "dataMask": mask}, scenes_on(2, 1)).values["default"]
+        np.testing.assert_array_equal(result, array)
+
+
 def test_results_outlive_the_script() -> None:
     result = run(
         script("return [samples[0].B04];"),
