@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import s3fs
+from prefect.testing.utilities import prefect_test_harness
 
 from localhub.seaweed import SeaweedFS
 
@@ -46,3 +47,10 @@ def bucket(s3_files: s3fs.S3FileSystem) -> str:
     name = f"bucket-{uuid.uuid4().hex[:12]}"
     s3_files.mkdir(name)
     return name
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[None]:
+    """A real Prefect server with an empty database, once a session."""
+    with prefect_test_harness(server_startup_timeout=120):
+        yield

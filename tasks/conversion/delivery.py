@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader, MemoryFile
 
-from tasks.conversion.mapping import FeatureMapping, SampleType, stored_type
+from tasks.conversion.mapping import FeatureMapping, stored_type
 from tasks.eopatches import file_identity
 from tasks.errors import InvalidInput, TileError
+from tasks.evalscript import SampleType
 from tasks.grid import Tile
 
 DEFLATE = (8, 32946)

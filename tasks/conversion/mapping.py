@@ -7,18 +7,15 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tasks.errors import InvalidInput
+from tasks.evalscript import Output, SampleType
 
 REFLECTANCE_SCALE = 1e-4
 """Reflectance per unit of a UINT16 band."""
 INDEX_SCALE, INDEX_OFFSET, INDEX_NO_DATA = 1e-4, -1.0, 65535
 """Indices travel as UINT16 ``round(10000 * (index + 1))``, 65535 being no data."""
 
-SampleType = Literal["AUTO", "UINT8", "INT8", "UINT16", "INT16", "FLOAT32"]
-"""Sample types of outputs (Sentinel Hub, "Evalscript V3", output object); AUTO is delivered as UINT8."""
 StoredType = Literal["uint8", "int8", "uint16", "int16", "int64", "float32"]
 """NumPy types of stored features."""
-Output = tuple[str, int, SampleType]
-"""An output of an evalscript as ``setup`` declares it: id, number of bands, sample type."""
 
 
 class FeatureRule(BaseModel):

@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,6 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 from prefect import flow
 from prefect.artifacts import Artifact
-from prefect.testing.utilities import prefect_test_harness
 from sentinelhub import CRS, BBox
 from shapely import box
 
@@ -26,12 +24,6 @@ from tasks.report import (
 )
 
 RECORDS = [TileRecord(tile, TileState.LABELLED) for tile in tiles_of_grid(box(14.4, 46, 14.6, 46.1), 4326, 1, 20)]
-
-
-@pytest.fixture(scope="module")
-def prefect_server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
 
 
 @pytest.mark.usefixtures("prefect_server")
