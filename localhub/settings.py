@@ -32,8 +32,8 @@ class Settings(BaseModel):
     token_seconds: int = Field(default=3600, ge=1)
     """Life of an access token. `sentinelhub` asks for a new one before every call when it is 120 or less."""
     workers: int = Field(default=2, ge=1)
-    """Processes that evaluate features; each takes up to about four times `block_mb`."""
-    block_mb: int = Field(default=192, ge=1)
+    """Processes that evaluate features; each takes up to about three times `block_mb`."""
+    block_mb: int = Field(default=256, ge=1)
     """Input samples that a worker holds at a time, in MiB; a feature is evaluated in blocks of rows of that size."""
     feature_tries: int = Field(default=3, ge=1)
     """Failed tries after which a feature is FATAL."""
