@@ -116,13 +116,15 @@ class Runner:
         except (RequestFailed, StoreError) as error:
             self._fail(job, str(error))
         except _POOL_LOST:
-            if not self._closing.is_set():
-                self._fail(job, _WORKER_DIED)
+            self._fail(job, _WORKER_DIED)
         except Exception:  # noqa: BLE001 (logged; a job must not stay active for ever)
             _LOG.exception("Job %s failed by a fault of localhub", job.id)
             self._fail(job, "Internal error of localhub; see its log.")
 
     def _fail(self, job: Job, error: str) -> None:
+        """End the job as FAILED; not while the server closes, which may be the cause: the next start tries again."""
+        if self._closing.is_set():
+            return
         self._store.change(job.id, lambda current: jobs.failed(current, error, now()))
         self._store.forget_access(job.id)
         _LOG.info("Job %s FAILED: %s", job.id, error)
