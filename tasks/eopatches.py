@@ -142,7 +142,8 @@ def save_features(patch: EOPatch, folder: Path, file_format: FileFormat) -> None
         return
     rasters = [feature for feature in patch.get_features() if feature[0].is_array()]
     others = [feature for feature in patch.get_features() if feature not in rasters]
-    patch.copy(features=others).save(str(folder), save_timestamps=bool(patch.timestamps))
+    rest = patch.copy(features=others, copy_timestamps=bool(patch.timestamps))
+    rest.save(str(folder), save_timestamps=bool(patch.timestamps))
     for feature_type, name in rasters:
         path = folder / feature_type.value / f"{name}.npy.gz"
         path.parent.mkdir(exist_ok=True)
