@@ -19,7 +19,8 @@ START_SECONDS = 60.0
 STOP_SECONDS = 3.0
 """How long a stop may take before the process is killed: its volumes are closed within 1 s, while idle connections hold
 it for 15 s more. What was acknowledged has been written by then."""
-VOLUME_SIZE_MB = 1024
+VOLUME_SIZE_MB = 64
+"""Each bucket takes seven volumes, and all of them must fit on the disk."""
 
 
 class ObjectStoreError(Exception):
