@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from prefect import task
+from prefect import task, unmapped
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
@@ -15,6 +15,7 @@ from flows.follow import Pipeline
 from flows.order import Order
 from flows.progress import tell
 from tasks.errors import TooFewTiles
+from tasks.grid import Tile
 from tasks.ledger import TileRecord, TileState, write_ledger
 from tasks.report import (
     PlanReport,
@@ -83,20 +84,33 @@ def plan_report(order: Order, records: Sequence[TileRecord]) -> PlanReport:
     )
 
 
-@task(task_run_name="picture-{record.tile.name}", cache_policy=NO_CACHE)
-def draw_quicklook(order: Order, record: TileRecord, target: str) -> None:
+@task(task_run_name="picture-{tile.name}", cache_policy=NO_CACHE)
+def draw_quicklook(order: Order, tile: Tile, target: str) -> None:
     """Draw the quick-look of a tile's EOPatch, a PNG, to ``target``."""
     storage = order.parameters.storage
-    files, folder = open_filesystem(order.patch_url(record.tile), storage)
-    _write(target, quicklook_of(files, folder, record.tile.name), storage)
+    files, folder = open_filesystem(order.patch_url(tile), storage)
+    _write(target, quicklook_of(files, folder, tile.name), storage)
+
+
+def draw_quicklooks(order: Order, pipeline: Pipeline) -> list[str]:
+    """Draw the first tiles that have an EOPatch; where all pictures are, those of earlier runs included."""
+    wanted = pipeline.in_state(TileState.CONVERTED, TileState.LABELLED)[: order.parameters.run.quicklooks]
+    targets = {tile.name: f"{order.folder}/report/quicklooks/{tile.name}.png" for tile in wanted}
+    missing = [tile for tile in wanted if tile.name in pipeline.touched or not _exists(order, targets[tile.name])]
+    drawn = draw_quicklook.map(unmapped(order), missing, [targets[tile.name] for tile in missing])
+    for number, future in enumerate(drawn, start=1):
+        future.result()
+        tell(REPORT, number, len(missing))
+    return list(targets.values())
 
 
 @task(task_run_name="conclude", cache_policy=NO_CACHE)
-def conclude(order: Order, pipeline: Pipeline, job: Job | None, *, bought: bool, seconds: float) -> Summary:
+def conclude(
+    order: Order, pipeline: Pipeline, job: Job | None, pictures: Sequence[str], *, bought: bool, seconds: float
+) -> Summary:
     """Write ledger, status map and summary beside the data, and publish them as artifacts."""
     records = sorted(pipeline.records.values(), key=lambda record: record.tile.name)
     storage, title = order.parameters.storage, _title(order)
-    pictures = _draw_quicklooks(order, records, pipeline.touched)
     places = {
         "EOPatches": f"{order.folder}/eopatches",
         "Tile status map": f"{order.folder}/report/tiles.png",
@@ -158,17 +172,9 @@ def _message(records: Sequence[TileRecord], job: Job | None, *, bought: bool, co
     return f"{ready} of {len(records)} EOPatches are ready{empty}{failed}. {paid}; {done}."
 
 
-def _draw_quicklooks(order: Order, records: Sequence[TileRecord], touched: set[str]) -> list[str]:
-    """Draw the first tiles that have an EOPatch; where all pictures are, those of earlier runs included."""
-    wanted = [record for record in records if record.state in {TileState.CONVERTED, TileState.LABELLED}]
-    wanted = wanted[: order.parameters.run.quicklooks]
-    targets = [f"{order.folder}/report/quicklooks/{record.tile.name}.png" for record in wanted]
-    for number, (record, target) in enumerate(zip(wanted, targets, strict=True), start=1):
-        files, path = open_filesystem(target, order.parameters.storage)
-        if record.tile.name in touched or not files.exists(path):
-            draw_quicklook(order, record, target)
-        tell(REPORT, number, len(wanted))
-    return targets
+def _exists(order: Order, url: str) -> bool:
+    files, path = open_filesystem(url, order.parameters.storage)
+    return bool(files.exists(path))
 
 
 def _write(url: str, content: bytes, storage: Storage) -> None:

@@ -4,12 +4,14 @@ The only place that starts servers. What they keep lies in one folder, so that a
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import s3fs
+from prefect.client.orchestration import get_client
 
 from flows.conclusion import Summary
 from flows.land_cover import land_cover
@@ -19,11 +21,13 @@ from localhub.sample import build_sample
 from localhub.seaweed import SeaweedFS
 from localhub.server import LocalHub
 from localhub.settings import Settings
+from tasks.errors import InvalidInput
 from tasks.service import LOCALHUB_CLIENT
 from tasks.storage import LOCALHUB_S3_KEYS
 
 BUCKET = "eopatch-flow"
 """The bucket of the default parameters."""
+SAMPLE = "sample"
 PREPARATION = "Sample scenes"
 SERVERS = "Servers"
 
@@ -52,31 +56,49 @@ def servers(folder: Path, archive: Path | None = None, *, port: int = 0, s3_port
         s3_port: of the S3 server; 0 takes a free one.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    scenes, polygons = (archive, None) if archive else _sample(folder)
-    tell(SERVERS, 0, 1)
-    with SeaweedFS(folder / "s3", *LOCALHUB_S3_KEYS, port=s3_port) as store:
+    store = SeaweedFS(folder / "s3", *LOCALHUB_S3_KEYS, port=s3_port)
+    hub = LocalHub(_settings(folder, _archive(folder, archive), store, port))
+    with ExitStack() as running:
+        with ThreadPoolExecutor(1) as meanwhile:
+            started = meanwhile.submit(lambda: [running.enter_context(server) for server in (store, hub)])
+            polygons = None if archive else _sample(folder)
+            started.result()
         _fill_bucket(store, polygons)
-        with LocalHub(_settings(folder, scenes, store, port)) as hub:
-            tell(SERVERS, 1, 1, f"localhub {hub.base_url}, S3 {store.endpoint_url}")
-            yield Servers(hub.base_url, store.endpoint_url)
+        tell(SERVERS, 1, 1, f"localhub {hub.base_url}, S3 {store.endpoint_url}")
+        yield Servers(hub.base_url, store.endpoint_url)
 
 
 def demo(folder: Path) -> Summary:
     """Run the flow with its default parameters on servers of its own; results and servers' data stay in ``folder``."""
     defaults = LandCover()
-    with servers(folder / "servers") as local:
-        service = defaults.service.model_copy(update={"base_url": local.base_url})
-        storage = defaults.storage.model_copy(
-            update={"endpoint_url": local.endpoint_url, "destination": str(folder / "eopatches")}
-        )
-        return cast(Summary, land_cover(service=service, storage=storage))  # Prefect unwraps the state
+    with ThreadPoolExecutor(1) as meanwhile:
+        prefect = meanwhile.submit(_wake_prefect)
+        with servers(folder / "servers") as local:
+            service = defaults.service.model_copy(update={"base_url": local.base_url})
+            places = {"endpoint_url": local.endpoint_url, "destination": str(folder / "eopatches")}
+            prefect.result()
+            summary = land_cover(service=service, storage=defaults.storage.model_copy(update=places))
+    return cast(Summary, summary)  # Prefect unwraps the state
 
 
-def _sample(folder: Path) -> tuple[Path, Path]:
-    info = build_sample(folder / "sample", progress=lambda share: tell(PREPARATION, round(share * 100), 100))
+def _wake_prefect() -> None:
+    """Start Prefect's temporary server, when there is no other, while scenes are drawn: it takes its time."""
+    with get_client(sync_client=True) as client:
+        client.hello()
+
+
+def _archive(folder: Path, archive: Path | None) -> Path:
+    if archive is not None and not archive.is_dir():
+        raise InvalidInput(f"The archive {archive} is not a folder; give one with STAC items, or none for the sample.")
+    return archive or folder / SAMPLE
+
+
+def _sample(folder: Path) -> Path:
+    """Make the sample, or find it; its land-cover polygons."""
+    info = build_sample(folder / SAMPLE, progress=lambda share: tell(PREPARATION, round(share * 100), 100))
     note = "kept from an earlier run" if info.reused else f"{info.size_bytes / 1e6:,.0f} MB, synthetic"
     tell(PREPARATION, 100, 100, f"{info.acquisitions} acquisitions, {note}")
-    return info.folder, info.reference
+    return info.reference
 
 
 def _settings(folder: Path, archive: Path, store: SeaweedFS, port: int) -> Settings:

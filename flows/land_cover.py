@@ -6,7 +6,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.conclusion import Summary, announce, conclude, final_state
+from flows.conclusion import Summary, announce, conclude, draw_quicklooks, final_state
 from flows.follow import Pipeline, follow
 from flows.order import agree, deliver_tiles_file, prepared_reference, survey_destination, validate
 from flows.parameters import SAMPLE_AREA, SAMPLE_REFERENCE, LandCover, Run
@@ -78,4 +78,6 @@ def land_cover(  # noqa: PLR0913, PLR0917 - each is one part of the form that a 
             manifest = agree(order, job)
             job = follow(pipeline, start(job, service), manifest)
         pipeline.work_until_empty()
-    return final_state(order, conclude(order, pipeline, job, bought=bought, seconds=time.monotonic() - begin))
+    pictures = draw_quicklooks(order, pipeline)
+    seconds = time.monotonic() - begin
+    return final_state(order, conclude(order, pipeline, job, pictures, bought=bought, seconds=seconds))
