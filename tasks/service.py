@@ -1,7 +1,8 @@
 """Sentinel Hub as a client sees it: endpoints, credentials, and calls that end in one of our errors.
 
-The client of ``sentinelhub`` waits without bound on 429, repeats a POST by itself after 5xx, and never renews a token
-that was refused. Here each call is made once: who calls decides what may be asked again.
+The client of ``sentinelhub`` waits without bound on 429 and for a token, repeats a POST by itself after 5xx, and never
+renews a token that was refused. Here each call is made once and within a bound: who calls decides what may be asked
+again.
 """
 
 import os
@@ -12,13 +13,27 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import requests
-from oauthlib.oauth2 import OAuth2Error
+from oauthlib.oauth2 import (
+    AccessDeniedError,
+    BackendApplicationClient,
+    InvalidClientError,
+    InvalidGrantError,
+    OAuth2Error,
+    UnauthorizedClientError,
+)
 from prefect.blocks.core import Block
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from requests_oauthlib import OAuth2Session
 from sentinelhub import BatchProcessClient, SHConfig
 from sentinelhub.api.batch.process import BatchProcessRequest
-from sentinelhub.download import SentinelHubDownloadClient
-from sentinelhub.exceptions import DownloadFailedException, OutOfRequestsException, SHRateLimitWarning
+from sentinelhub.download import SentinelHubSession
+from sentinelhub.download.models import DownloadRequest
+from sentinelhub.exceptions import (
+    DownloadFailedException,
+    MissingDataInRequestException,
+    OutOfRequestsException,
+    SHRateLimitWarning,
+)
 
 from tasks.errors import AccessDenied, InvalidInput, ServiceError, Unavailable
 from tasks.storage import is_loopback
@@ -26,8 +41,10 @@ from tasks.storage import is_loopback
 LOCALHUB_CLIENT = ("localhub", "localhub")
 """Client id and secret of the stand-in; used on loopback only, and only by default."""
 
+SENTINEL_HUB_TOKEN_URL = "https://services.sentinel-hub.com/auth/realms/main/protocol/openid-connect/token"  # noqa: S105
 TOKEN_URLS = {
-    "services.sentinel-hub.com": "https://services.sentinel-hub.com/auth/realms/main/protocol/openid-connect/token",
+    "services.sentinel-hub.com": SENTINEL_HUB_TOKEN_URL,
+    "services-uswest2.sentinel-hub.com": SENTINEL_HUB_TOKEN_URL,
     "sh.dataspace.copernicus.eu": (
         "https://identity.dataspace.copernicus.eu/auth/realms/CDSE/protocol/openid-connect/token"
     ),
@@ -35,8 +52,13 @@ TOKEN_URLS = {
 """Where the known deployments give tokens (sentinelhub-py, configuration of Copernicus Data Space)."""
 
 TIMEOUT_SECONDS = 60.0
+"""How long an answer may take, the token's too."""
 
 T = TypeVar("T")
+
+
+class NotYet(Unavailable):
+    """The service did nothing (404, 429): what was asked may be asked again later, even to create or to start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +87,35 @@ class Job:
         return self.status in {"DONE", "FAILED", "STOPPED"}
 
 
+class BoundedSession(SentinelHubSession):
+    """A token of the service, got when it is needed, by one call that has a bound of time."""
+
+    def __init__(self, config: SHConfig) -> None:
+        super().__init__(config, _token=dict(NO_TOKEN))
+
+    def forget(self) -> None:
+        """Get a new token before the next call."""
+        self._token = dict(NO_TOKEN)
+
+    def _fetch_token(self, request: DownloadRequest) -> dict[str, Any]:
+        oauth_client = BackendApplicationClient(client_id=self.config.sh_client_id)
+        with OAuth2Session(client=oauth_client) as oauth:
+            oauth.register_compliance_hook("access_token_response", self._compliance_hook)
+            return dict(
+                oauth.fetch_token(
+                    token_url=request.url,
+                    client_id=self.config.sh_client_id,
+                    client_secret=self.config.sh_client_secret,
+                    include_client_id=True,
+                    timeout=TIMEOUT_SECONDS,
+                )
+            )
+
+
+NO_TOKEN = {"access_token": "", "expires_at": 0.0}
+_sessions: dict[tuple[str, str, str], BoundedSession] = {}  # tokens are shared by all clients of this process
+
+
 class SentinelHubCredentials(Block):
     """An OAuth client of Sentinel Hub, kept by Prefect and named, never passed, as a parameter."""
 
@@ -78,7 +129,7 @@ class SentinelHubCredentials(Block):
 class Service(BaseModel):
     """Which deployment of Sentinel Hub does the work, and as whom."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", title="Sentinel Hub")
+    model_config = ConfigDict(frozen=True, extra="forbid", title="Sentinel Hub", hide_input_in_errors=True)
 
     base_url: str = Field(
         default="http://127.0.0.1:8484",
@@ -135,7 +186,10 @@ def connect(service: Service) -> BatchProcessClient:
     config.download_timeout_seconds = TIMEOUT_SECONDS
     if is_loopback(config.sh_token_url):
         os.environ["OAUTHLIB_INSECURE_TRANSPORT"] = "1"  # its client refuses http even to this very machine
-    return BatchProcessClient(config=config)
+    client = BatchProcessClient(config=config)
+    key = config.sh_token_url, config.sh_client_id, config.sh_client_secret
+    client.client.session = _sessions.setdefault(key, BoundedSession(config))
+    return client
 
 
 def call(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
@@ -144,13 +198,15 @@ def call(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     Raises:
         InvalidInput: 400, the request itself is wrong.
         AccessDenied: 401 with a new token, 403, or a wrong client.
-        Unavailable: 404 (a new request is not everywhere known at once), 429, 5xx, no connection, no answer in time.
+        NotYet: 404 (a new request is not everywhere known at once), 429.
+        Unavailable: 5xx, no connection, no answer in time, an answer that cannot be understood.
         ServiceError: any other refusal.
     """
     try:
         return _call_once(function, *args, **kwargs)
-    except AccessDenied:
-        SentinelHubDownloadClient.clear_cache()
+    except _TokenRefused:
+        for session in list(_sessions.values()):
+            session.forget()
         return _call_once(function, *args, **kwargs)
 
 
@@ -173,35 +229,54 @@ def job_of(request: BatchProcessRequest, *, found: bool = True) -> Job:
     )
 
 
+class _TokenRefused(AccessDenied):
+    """401: the token has expired before its time, or the service has another key now."""
+
+
+DENIALS = {401: _TokenRefused, 403: AccessDenied}
+
+
 def _call_once(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SHRateLimitWarning)
             return function(*args, **kwargs)
     except OutOfRequestsException as error:
-        raise Unavailable("Sentinel Hub answered 429: too many requests; asked again later.") from error
+        raise NotYet("Sentinel Hub answered 429: too many requests; ask again later.") from error
     except DownloadFailedException as error:
         raise _translated(error.request_exception, str(error)) from error
     except requests.RequestException as error:
         raise _translated(error, str(error)) from error
     except OAuth2Error as error:
-        raise AccessDenied(
-            f"Sentinel Hub refused the OAuth client: {error.description or error.error}. Check client id and secret."
-        ) from error
+        raise _without_token(error) from error
+    except (MissingDataInRequestException, ValueError, KeyError) as error:
+        raise Unavailable(f"Sentinel Hub's answer cannot be understood: {error!r}. Check service.base_url.") from error
 
 
 def _translated(cause: requests.RequestException | None, text: str) -> Exception:
     response = getattr(cause, "response", None)
     if response is None:
-        return Unavailable(f"Sentinel Hub did not answer: {cause or text}")
+        return Unavailable(f"Sentinel Hub did not answer: {cause or text}. Check service.base_url and the network.")
     status, said = response.status_code, _message(response)
     if status == requests.codes.bad_request:
         return InvalidInput(f"Sentinel Hub refused the request (400): {said}")
-    if status in (requests.codes.unauthorized, requests.codes.forbidden):
-        return AccessDenied(f"Sentinel Hub denied access ({status}): {said}. Check the credentials and their rights.")
-    if status in (requests.codes.not_found, requests.codes.too_many_requests) or status >= requests.codes.server_error:
+    if status in DENIALS:
+        return DENIALS[status](
+            f"Sentinel Hub denied access ({status}): {said}. Check the credentials and their rights."
+        )
+    if status in (requests.codes.not_found, requests.codes.too_many_requests):
+        return NotYet(f"Sentinel Hub answered {status}: {said}")
+    if status >= requests.codes.server_error:
         return Unavailable(f"Sentinel Hub answered {status}: {said}")
     return ServiceError(f"Sentinel Hub answered {status}: {said}")
+
+
+def _without_token(error: OAuth2Error) -> Exception:
+    """Tell a client that is refused from a token endpoint that has another trouble, 429 for example."""
+    said = error.description or error.error
+    if isinstance(error, InvalidClientError | UnauthorizedClientError | InvalidGrantError | AccessDeniedError):
+        return AccessDenied(f"Sentinel Hub refused the OAuth client: {said}. Check client id and secret.")
+    return Unavailable(f"Sentinel Hub gave no token: {said}. Check service.token_url, or ask again later.")
 
 
 def _message(response: requests.Response) -> str:
@@ -210,7 +285,11 @@ def _message(response: requests.Response) -> str:
         error = response.json()["error"]
     except (ValueError, KeyError, TypeError):
         return response.text[:200].strip() or response.reason
-    return str(error.get("message", error) if isinstance(error, dict) else error).rstrip(".")
+    if not isinstance(error, dict):
+        return str(error).rstrip(".")
+    notes = error.get("errors")
+    details = "; ".join(f"{place}: {note}" for place, note in notes.items()) if isinstance(notes, dict) else ""
+    return str(error.get("message", error)).rstrip(".") + (f" ({details})" if details else "")
 
 
 def _client_of(service: Service) -> tuple[str, str]:

@@ -2,14 +2,17 @@
 
 import ipaddress
 import os
+import re
+import tempfile
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import fsspec
 import s3fs
-from botocore.exceptions import BotoCoreError
+from botocore.exceptions import BotoCoreError, NoCredentialsError
 from fsspec.implementations.local import LocalFileSystem
 from prefect.blocks.core import Block
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
@@ -19,10 +22,14 @@ from tasks.errors import InvalidInput
 LOCALHUB_S3_KEYS = ("localhub", "localhub-secret")
 """Access key and secret of the object store that the stand-in starts; used on loopback only, and only by default."""
 
-
-DENIED = (
-    "The credentials for {url} are wrong or do not allow to {action} it ({came}). Check the access key and its rights."
-)
+S3_URL = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^<>]*)?$"
+"""A bucket, and a prefix without the placeholders of delivery templates."""
+S3_SETTINGS = {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 1}}
+"""Bounds for each call to S3, seconds; s3fs repeats what timed out four times more by itself."""
+PROBE_SETTINGS = {"connect_timeout": 5, "retries": {"max_attempts": 0}}
+PROBE_SECONDS = 10.0
+"""How long each step of the probe may take, for which a person waits. A server that stays silent on a PUT is not caught
+by the client's own bounds: it waits for "100 Continue" without end."""
 
 
 class S3Credentials(Block):
@@ -38,14 +45,14 @@ class S3Credentials(Block):
 class Storage(BaseModel):
     """Where Batch delivers its tiles, and where the EOPatches go."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", title="Storage")
+    model_config = ConfigDict(frozen=True, extra="forbid", title="Storage", hide_input_in_errors=True)
 
     tiles_url: str = Field(
         default="s3://eopatch-flow/tiles",
         title="Tiles (S3)",
         description="S3 prefix that Batch delivers its GeoTIFFs to. Each request gets a folder of its own below it.",
         examples=["s3://my-bucket/batch"],
-        pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^<>]*)?$",
+        pattern=S3_URL,
     )
     destination: str = Field(
         default="eopatches",
@@ -59,6 +66,7 @@ class Storage(BaseModel):
         title="S3 endpoint",
         description="URL of the S3 server; empty for AWS. The default is the one that localhub starts.",
         examples=["https://s3.example.org"],
+        pattern=r"^(https?://[^/]+.*)?$",
     )
     region: str | None = Field(
         default=None, title="S3 region", description="The bucket's region.", examples=["eu-central-1"]
@@ -81,6 +89,13 @@ class Storage(BaseModel):
     @classmethod
     def _without_trailing_slash(cls, value: str) -> str:
         return value.rstrip("/") or "/"
+
+    @field_validator("destination")
+    @classmethod
+    def _local_or_s3(cls, value: str) -> str:
+        if ("://" in value or value.startswith("s3:")) and not re.match(S3_URL, value):
+            raise ValueError(f"{value} is neither a local folder nor s3://bucket/prefix; choose one of these")
+        return value
 
     @model_validator(mode="after")
     def _apart(self) -> Self:
@@ -119,16 +134,24 @@ def open_filesystem(url: str, storage: Storage) -> tuple[fsspec.AbstractFileSyst
     """
     if not url.startswith("s3://"):
         return LocalFileSystem(auto_mkdir=True), os.path.abspath(os.path.expanduser(url))  # noqa: PTH100, PTH111
-    key, secret = s3_keys(storage) or (None, None)
-    client = {"endpoint_url": storage.endpoint_url or None, "region_name": storage.region}
-    files = s3fs.S3FileSystem(key=key, secret=secret, client_kwargs=client, use_listings_cache=False)
-    return files, url.removeprefix("s3://")
+    return _s3(storage, S3_SETTINGS), url.removeprefix("s3://")
+
+
+def service_files(tiles_url: str, request_id: str, name: str) -> Iterator[str]:
+    """Paths where the service may keep a file about a request, likeliest first.
+
+    Below the static part of the delivery's URL (Sentinel Hub documentation, "Batch Processing API v2"), in the
+    request's folder, or at the bucket's root.
+    """
+    prefix = tiles_url.removeprefix("s3://")
+    yield f"{prefix}/{name}"
+    yield f"{prefix}/{request_id}/{name}"
+    if "/" in prefix:
+        yield f"{prefix.partition('/')[0]}/{name}"
 
 
 def check_writable(url: str, storage: Storage, what: str) -> None:
-    """Check that ``url`` can be written.
-
-    On S3 a probe is written, read and deleted. Of a local folder only the rights are looked at: nothing is made.
+    """Check that ``url`` can be written, by a probe that leaves nothing behind.
 
     Args:
         url: local folder or S3 prefix.
@@ -138,12 +161,11 @@ def check_writable(url: str, storage: Storage, what: str) -> None:
     Raises:
         InvalidInput: the bucket is missing, the credentials are wrong, or the place refuses.
     """
-    files, path = open_filesystem(url, storage)
-    if isinstance(files, LocalFileSystem):
-        _check_rights(Path(path), what)
+    if not url.startswith("s3://"):
+        _check_folder(Path(open_filesystem(url, storage)[1]), what)
         return
     try:
-        _probe(files, path)
+        _probe(storage, url.removeprefix("s3://"))
     except FileNotFoundError as error:
         raise InvalidInput(f"The bucket of {what} {url} does not exist; create it, or name another.") from error
     except PermissionError as error:
@@ -151,27 +173,55 @@ def check_writable(url: str, storage: Storage, what: str) -> None:
             f"The credentials for {what} {url} are wrong or do not allow to write there: {str(error).rstrip('.')}. "
             "Check the access key and its rights."
         ) from error
+    except NoCredentialsError as error:
+        raise InvalidInput(
+            f"There are no credentials for {what} {url}: name a block as storage.credentials_block, or set "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment."
+        ) from error
     except (OSError, BotoCoreError) as error:
-        raise InvalidInput(f"{_capital(what)} {url} cannot be written: {error}. Check endpoint and network.") from error
+        endpoint = storage.endpoint_url or "AWS"
+        raise InvalidInput(
+            f"{_capital(what)} {url} at {endpoint} cannot be written: {_came(error)}. Check endpoint and network."
+        ) from error
 
 
-def _probe(files: fsspec.AbstractFileSystem, path: str) -> None:
-    probe = f"{path}/.probe-{uuid.uuid4().hex}"
-    files.pipe_file(probe, b"probe")
-    came = files.cat_file(probe)
-    files.rm_file(probe)
+def _s3(storage: Storage, settings: dict[str, Any], **options: Any) -> s3fs.S3FileSystem:
+    key, secret = s3_keys(storage) or (None, None)
+    client = {"endpoint_url": storage.endpoint_url or None, "region_name": storage.region}
+    return s3fs.S3FileSystem(
+        key=key, secret=secret, client_kwargs=client, config_kwargs=settings, use_listings_cache=False, **options
+    )
+
+
+def _probe(storage: Storage, prefix: str) -> None:
+    files = _s3(storage, PROBE_SETTINGS, skip_instance_cache=True)
+    files.retries = 1
+    probe = f"{prefix}/.probe-{uuid.uuid4().hex}"
+    files.pipe_file(probe, b"probe", timeout=PROBE_SECONDS)
+    came = files.cat_file(probe, timeout=PROBE_SECONDS)
+    files.rm_file(probe, timeout=PROBE_SECONDS)
     if came != b"probe":
         raise OSError("a probe came back changed")
 
 
-def _check_rights(folder: Path, what: str) -> None:
+def _check_folder(folder: Path, what: str) -> None:
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
-        return
-    came = "is not writable" if existing.is_dir() else "is a file"
-    raise InvalidInput(
-        f"{_capital(what)} {folder} cannot be written: {existing} {came}. Choose another folder or change its rights."
-    )
+    try:
+        with tempfile.TemporaryFile(dir=existing):  # rights alone do not tell: of a read-only mount, or to root
+            pass
+    except OSError as error:
+        raise InvalidInput(
+            f"{_capital(what)} {folder} cannot be written: {existing} {_obstacle(existing, error)}. Choose another "
+            "folder or change its rights."
+        ) from error
+
+
+def _came(error: Exception) -> str:
+    return "no answer in time" if isinstance(error, TimeoutError) else str(error)
+
+
+def _obstacle(existing: Path, error: OSError) -> str:
+    return f"refuses a new file ({error.strerror})" if existing.is_dir() else "is a file"
 
 
 def _capital(text: str) -> str:
