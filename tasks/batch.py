@@ -4,11 +4,12 @@ The service is never asked twice to do what it may have done already: a POST is 
 known the request is looked up by its fingerprint, which stands in its description.
 """
 
+import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
-from typing import Any
+from typing import Any, TypeVar
 
 import shapely
 from prefect import task
@@ -21,14 +22,19 @@ from shapely.geometry.base import BaseGeometry
 
 from tasks.errors import BudgetExceeded, InvalidInput, JobFailed, Unavailable
 from tasks.evalscript import Script
-from tasks.service import Job, Service, call, connect, get_job, job_of
-from tasks.storage import Storage, open_filesystem, s3_keys
+from tasks.service import Job, NotYet, Service, call, connect, get_job, job_of
+from tasks.storage import Storage, open_filesystem, s3_keys, service_files
 
 CRS84 = "http://www.opengis.net/def/crs/OGC/1.3/CRS84"
 LIST_LAG_SECONDS = 60.0
 """How long a request that was created may be missing from the list (its reads lag behind its writes)."""
 ANALYSIS_SECONDS = 1800.0
+ACTION_LAG_SECONDS = 30.0
+"""How long a request may still show its old status after an action."""
+REPEAT_SECONDS = 5.0
 LOOK_AGAIN_SECONDS = 1.0
+
+T = TypeVar("T")
 
 ATTACHABLE = {"CREATED", "ANALYSING", "ANALYSIS_DONE", "PROCESSING", "DONE", "STOPPED"}
 """Statuses of a request that can still deliver, or has delivered; FAILED cannot."""
@@ -125,6 +131,7 @@ def create_job(client: BatchProcessClient, work: Work, storage: Storage) -> Job:
 
     Raises:
         InvalidInput: the service refuses the request.
+        NotYet: the service accepts no requests now (429); none was created.
         Unavailable: it is not known whether the request was created; the next run looks it up again.
     """
     arguments = {
@@ -134,15 +141,17 @@ def create_job(client: BatchProcessClient, work: Work, storage: Storage) -> Job:
         "description": work.description,
     }
     try:
-        return job_of(call(client.create, **arguments), found=False)
+        return job_of(_until_accepted(lambda: call(client.create, **arguments)), found=False)
+    except NotYet:
+        raise
     except Unavailable as error:
-        job = _wait_for(lambda: find_job(client, work, storage), LIST_LAG_SECONDS)
+        job = _wait_for(lambda: _listed(client, work, storage), LIST_LAG_SECONDS)
         if job is None:
             raise Unavailable(
                 f"Whether the request was created is not known ({error}), and it does not appear in the list. Run "
                 "again: it is looked up first, and created only when it does not exist."
             ) from error
-        return job
+        return replace(job, found=False)
 
 
 def analyse_job(client: BatchProcessClient, job: Job) -> Job:
@@ -152,7 +161,7 @@ def analyse_job(client: BatchProcessClient, job: Job) -> Job:
         JobFailed: the analysis found the request wrong; the service's reason is given.
     """
     if job.status == "CREATED":
-        _act(client, client.start_analysis, job, {"ANALYSING", "ANALYSIS_DONE"})
+        _act(client, client.start_analysis, job)
     found = _wait_for(lambda: _analysed(client, job), ANALYSIS_SECONDS)
     if found is None:
         minutes = ANALYSIS_SECONDS / 60
@@ -170,16 +179,22 @@ def check_budget(price_pu: float, tiles: int, limits: Limits) -> None:
     """
     if price_pu > limits.max_pu:
         raise BudgetExceeded(
-            f"{tiles} tiles may cost up to {price_pu:,.0f} PU, but limits.max_pu is {limits.max_pu:,.0f}; nothing was "
-            "bought. Raise the cap, or ask for less: a smaller area or period, fewer bands, a coarser resolution."
+            f"{tiles} tiles may cost up to {math.ceil(price_pu):,} PU, but limits.max_pu is {limits.max_pu:,.10g}; nothing "
+            "was bought. Raise the cap, or ask for less: a smaller area or period, fewer bands, a coarser resolution."
         )
 
 
 def start_job(client: BatchProcessClient, job: Job) -> Job:
-    """Start the processing of an analysed or stopped request: from here on it costs."""
+    """Start the processing of an analysed or stopped request, once: from here on it costs.
+
+    Raises:
+        InvalidInput: the service refuses, for example because the request was stopped less than 30 minutes ago.
+        Unavailable: it is not known whether the request was started; the next run looks it up again.
+    """
     if job.status in {"ANALYSIS_DONE", "STOPPED"}:
-        _act(client, client.start_job, job, {"PROCESSING", "DONE"})
-    return get_job(client, job.id)
+        _act(client, client.start_job, job)
+    started = _wait_for(lambda: _moved_on(client, job), ACTION_LAG_SECONDS) if job.status == "STOPPED" else None
+    return started or _wait_for(lambda: _look(client, job), ACTION_LAG_SECONDS) or job
 
 
 def stop_job(client: BatchProcessClient, job: Job) -> None:
@@ -196,30 +211,57 @@ def upload_geopackage(content: bytes, digest: str, storage: Storage) -> str:
     return url
 
 
-def _act(client: BatchProcessClient, action: Callable[[str], object], job: Job, done: set[str]) -> None:
+def _act(client: BatchProcessClient, action: Callable[[str], object], job: Job) -> None:
     """Send a user action once; a refusal or an unknown outcome is fine when the request has already moved on."""
     try:
-        call(action, job.id)
-    except (InvalidInput, Unavailable):
-        found = _wait_for(lambda: _in_status(client, job.id, done), LIST_LAG_SECONDS / 2)
-        if found is None:
+        _until_accepted(lambda: call(action, job.id))
+    except NotYet:
+        raise
+    except (InvalidInput, Unavailable) as error:
+        lag = 0.0 if isinstance(error, InvalidInput) else ACTION_LAG_SECONDS
+        if _wait_for(lambda: _moved_on(client, job), lag) is None:
             raise
 
 
-def _in_status(client: BatchProcessClient, request_id: str, wanted: set[str]) -> Job | None:
+def _until_accepted(ask: Callable[[], T]) -> T:
+    """Ask again while the service says that it did nothing (404 of a new request, 429), for as long as it may lag."""
+    deadline = time.monotonic() + LIST_LAG_SECONDS
+    while True:
+        try:
+            return ask()
+        except NotYet:
+            if time.monotonic() + REPEAT_SECONDS > deadline:
+                raise
+        time.sleep(REPEAT_SECONDS)
+
+
+def _look(client: BatchProcessClient, job: Job) -> Job | None:
+    """Ask once; None when there is no answer now."""
     try:
-        job = get_job(client, request_id)
+        return replace(get_job(client, job.id), found=job.found)
     except Unavailable:
         return None
-    return job if job.status in wanted else None
+
+
+def _moved_on(client: BatchProcessClient, job: Job) -> Job | None:
+    now = _look(client, job)
+    return now if now is not None and now.status != job.status else None
 
 
 def _analysed(client: BatchProcessClient, job: Job) -> Job | None:
-    return _in_status(client, job.id, {"ANALYSIS_DONE", "PROCESSING", "DONE", "FAILED", "STOPPED"})
+    now = _look(client, job)
+    return now if now is not None and now.status not in {"CREATED", "ANALYSING"} else None
+
+
+def _listed(client: BatchProcessClient, work: Work, storage: Storage) -> Job | None:
+    try:
+        return find_job(client, work, storage)
+    except Unavailable:
+        return None
 
 
 def _wait_for(look: Callable[[], Job | None], seconds: float) -> Job | None:
-    """Look again and again, for ``seconds`` at most; what was found, or None."""
+    """Look again and again, for ``seconds`` at most and at least once; what was found, or None."""
     deadline = time.monotonic() + seconds
     pause = LOOK_AGAIN_SECONDS
     while (found := look()) is None and time.monotonic() < deadline:
@@ -235,8 +277,9 @@ def _description(request: BatchProcessRequest) -> str:
 def _has_data(job: Job, work: Work, storage: Storage) -> bool:
     if job.status != "DONE":
         return True
-    files, folder = open_filesystem(work.tiles_url, storage)
-    return bool(files.exists(f"{folder}/featureManifest-{job.id}.gpkg"))
+    files, _ = open_filesystem(work.tiles_url, storage)
+    places = service_files(work.tiles_url, job.id, f"featureManifest-{job.id}.gpkg")
+    return any(files.exists(place) for place in places)
 
 
 def _delivery(tiles_url: str, storage: Storage) -> AccessSpecification:

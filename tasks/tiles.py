@@ -7,23 +7,25 @@ may be missing, stale or in the middle of being replaced: then nothing is known 
 
 import sqlite3
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import geopandas as gpd
 import pyogrio
+from botocore.exceptions import BotoCoreError
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.errors import ServiceError, Unavailable
 from tasks.grid import Tile
 from tasks.service import Job, Service, connect, get_job
-from tasks.storage import Storage, open_filesystem
+from tasks.storage import Storage, open_filesystem, service_files
 
 USERDATA = "userdata"
 """Output id of the JSON file with the dates."""
+UNREADABLE = (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, pyogrio.errors.FeatureError)
 NO_DATA = "No data"
 """The execution database's word for a tile without any scene."""
 
@@ -100,7 +102,7 @@ def read_manifest(storage: Storage, request_id: str) -> Manifest:
         try:
             layers = [str(layer) for layer, _ in pyogrio.list_layers(local)]
             return _manifest([pyogrio.read_dataframe(local, layer=layer) for layer in layers])
-        except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, KeyError) as error:
+        except (*UNREADABLE, AttributeError, TypeError, ValueError) as error:  # the rest: columns or a CRS are missing
             raise ServiceError(f"The manifest {name} in {storage.tiles_url} cannot be read: {error!r}.") from error
 
 
@@ -112,7 +114,7 @@ def read_statuses(storage: Storage, request_id: str) -> dict[str, TileStatus]:
         if not _download(storage, request_id, name, local):
             return {}
         try:
-            with closing(sqlite3.connect(f"file:{local}?mode=ro&immutable=1", uri=True)) as database:
+            with closing(sqlite3.connect(f"{local.as_uri()}?mode=ro&immutable=1", uri=True)) as database:
                 return _rows(database)
         except sqlite3.DatabaseError:  # caught in the middle of an upload; the next poll sees it whole
             return {}
@@ -124,10 +126,10 @@ def take_snapshot(storage: Storage, service: Service, job: Job) -> Snapshot:
     The request is asked first: when it says DONE, the database that is read after it is the final one.
     """
     try:
-        now = get_job(connect(service), job.id)
-        return Snapshot(now, read_statuses(storage, job.id))
-    except (Unavailable, OSError) as error:
-        return Snapshot(job, problem=str(error))
+        job = replace(get_job(connect(service), job.id), found=job.found)
+        return Snapshot(job, read_statuses(storage, job.id))
+    except (Unavailable, OSError, BotoCoreError) as error:
+        return Snapshot(job, problem=str(error) or repr(error))
 
 
 def _manifest(layers: Iterable[gpd.GeoDataFrame]) -> Manifest:
@@ -151,21 +153,13 @@ def _rows(database: sqlite3.Connection) -> dict[str, TileStatus]:
 
 def _download(storage: Storage, request_id: str, name: str, local: Path) -> bool:
     files, _ = open_filesystem(storage.tiles_url, storage)
-    for path in _places(storage.tiles_url, request_id, name):
+    for path in service_files(storage.tiles_url, request_id, name):
         try:
             local.write_bytes(files.cat_file(path))
         except FileNotFoundError:
             continue
         return True
     return False
-
-
-def _places(tiles_url: str, request_id: str, name: str) -> Iterator[str]:
-    """Where the documentation puts the service's files: the delivery's root, the request's folder, the bucket."""
-    prefix = tiles_url.removeprefix("s3://")
-    yield f"{prefix}/{name}"
-    yield f"{prefix}/{request_id}/{name}"
-    yield f"{prefix.partition('/')[0]}/{name}"
 
 
 # ---- Prefect ----
