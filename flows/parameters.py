@@ -59,19 +59,41 @@ class Run(BaseModel):
 class LandCover(BaseModel):
     """All parameters of the flow; the defaults run on localhub."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", title="Land cover")
+    model_config = ConfigDict(frozen=True, extra="forbid", title="Land cover", hide_input_in_errors=True)
 
-    area: Area = SAMPLE_AREA
-    period: Period = Period()
-    imagery: Imagery = Imagery()
-    features: FeatureMapping | None = None
-    tiling: Tiling = Tiling()
-    service: Service = Service()
-    storage: Storage = Storage()
-    reference: Reference | None = SAMPLE_REFERENCE
-    patches: PatchOptions = PatchOptions()
-    limits: Limits = Limits()
-    run: Run = Run()
+    area: Area = Field(default=SAMPLE_AREA, title="Area", description="Where.")
+    period: Period = Field(
+        default=Period(), title="Period", description="When, and how far the output dates are apart."
+    )
+    imagery: Imagery = Field(
+        default=Imagery(),
+        title="Imagery",
+        description="Collection, cloud mask, bands and indices, or an evalscript of your own.",
+    )
+    features: FeatureMapping | None = Field(
+        default=None,
+        title="Features",
+        description="Which features are made of which outputs; empty for the usual ones.",
+    )
+    tiling: Tiling = Field(
+        default=Tiling(),
+        title="Tiling",
+        description="Tiling grid and resolution, or a GeoPackage with tiles of your own.",
+    )
+    service: Service = Field(
+        default=Service(), title="Sentinel Hub", description="Which Sentinel Hub does the work, and as whom."
+    )
+    storage: Storage = Field(
+        default=Storage(), title="Storage", description="Where Batch delivers, and where the EOPatches go."
+    )
+    reference: Reference | None = Field(
+        default=SAMPLE_REFERENCE, title="Reference polygons", description="Land-cover polygons; empty for none."
+    )
+    patches: PatchOptions = Field(default=PatchOptions(), title="EOPatches", description="How EOPatches are stored.")
+    limits: Limits = Field(
+        default=Limits(), title="Limits", description="What may be spent, and what counts as success."
+    )
+    run: Run = Field(default=Run(), title="Run", description="Pace, patience and pictures.")
 
 
 def read_config(path: Path) -> LandCover:
@@ -85,7 +107,7 @@ def read_config(path: Path) -> LandCover:
         content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InvalidInput(f"The configuration {path} cannot be read: {error}") from error
-    return parse_config(content or {}, str(path))
+    return parse_config({} if content is None else content, str(path))
 
 
 def parse_config(content: Any, source: str) -> LandCover:
@@ -106,5 +128,6 @@ def parse_config(content: Any, source: str) -> LandCover:
 def _problem(error: Any) -> str:
     place = ".".join(str(part) for part in error["loc"])
     text = error["msg"].removeprefix("Value error, ")
-    came = "" if isinstance(error["input"], dict) else f" (came: {error['input']!r})"
+    shown = error["type"] != "extra_forbidden" and not isinstance(error["input"], dict)  # it may be a misplaced secret
+    came = f" (came: {error['input']!r})" if shown else ""
     return f"{place}: {text}{came}"

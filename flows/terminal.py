@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
@@ -36,7 +37,7 @@ def _bars(bars: Bars) -> Listener:
         bar = shown[progress.stage]
         bars.update(bar, completed=progress.done, total=progress.total or None)
         if progress.note:
-            bars.update(bar, note=progress.note)
+            bars.update(bar, note=escape(progress.note))
 
     return show
 
@@ -52,7 +53,9 @@ def _plain_lines(console: Console) -> Listener:
         if progress.stage not in ended and (ends or due):
             told[progress.stage] = now
             count = f"{progress.done}/{progress.total}" if progress.total else ""
-            console.print(f"{progress.stage:<14} {count:>9}  {progress.note}", highlight=False, soft_wrap=True)
+            console.print(
+                f"{progress.stage:<14} {count:>9}  {progress.note}", markup=False, highlight=False, soft_wrap=True
+            )
         if ends:
             ended.add(progress.stage)
 
