@@ -2,13 +2,14 @@
 
 import importlib.resources
 import json
+import re
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 from py_mini_racer import JSEvalException, MiniRacer
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from tasks.errors import InvalidInput
 
@@ -22,7 +23,13 @@ Band = Literal["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B
 
 CONSTANT = "const PARAMETERS = "
 """What stands before the JSON object of parameters in a script of ours."""
+VERSION_3 = re.compile(r"^\s*//.*\bVERSION\s*=\s*3\b", re.MULTILINE)
+"""The comment by which the service knows the version; without it a script is taken for version 1."""
+OTHER_OUTPUTS = ("QUALITY", "VALID_COUNT", "userdata")
+"""Outputs of the built-in script besides bands and indices."""
 SETUP_SECONDS = 10.0
+SETUP_BYTES = 1_000_000_000
+"""Below V8's own limit, at which it ends the whole process."""
 
 GLOBALS = """
 var Mosaicking = {SIMPLE: "SIMPLE", ORBIT: "ORBIT", TILE: "TILE"};
@@ -78,6 +85,32 @@ class Imagery(BaseModel):
         examples=["my_script.js"],
     )
 
+    @field_validator("bands")
+    @classmethod
+    def _no_band_twice(cls, value: tuple[Band, ...]) -> tuple[Band, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError(f"bands {', '.join(value)} has one twice; name each once")
+        return value
+
+    @field_validator("indices")
+    @classmethod
+    def _names_are_free(cls, value: dict[str, tuple[Band, Band]]) -> dict[str, tuple[Band, Band]]:
+        taken = {name.lower() for name in (*get_args(Band), *OTHER_OUTPUTS, "BANDS", "IS_DATA", "IS_VALID")}
+        for name in value:
+            if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII) or name.lower() in taken:
+                raise ValueError(
+                    f"index {name!r} cannot be the name of an output; use letters, digits and _, and no name of a band "
+                    "or of another output"
+                )
+        return value
+
+    @model_validator(mode="after")
+    def _bands_exist(self) -> Self:
+        asked = {*self.bands, *(band for pair in self.indices.values() for band in pair)}
+        if self.evalscript is None and self.collection == "sentinel-2-l2a" and "B10" in asked:
+            raise ValueError("band B10 comes with sentinel-2-l1c, not with sentinel-2-l2a; leave it out")
+        return self
+
     @model_validator(mode="after")
     def _mask_exists(self) -> Self:
         if self.evalscript is None and self.cloud_mask == "scl" and self.collection != "sentinel-2-l2a":
@@ -95,12 +128,14 @@ class Script:
         source: the text, as the service gets it.
         outputs: what ``setup`` declares: id, number of bands, sample type.
         input_bands: names of the bands it reads, ``dataMask`` included.
+        mosaicking: SIMPLE (one sample a pixel), ORBIT or TILE (one a day or scene, and so many times the price).
         built_in: whether it is ours, so that outputs and dates are known.
     """
 
     source: str
     outputs: tuple[Output, ...]
     input_bands: tuple[str, ...]
+    mosaicking: str
     built_in: bool
 
 
@@ -147,22 +182,30 @@ def render(template: str, parameters: dict[str, Any]) -> str:
 
 def _read(path: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput(f"The evalscript {path} cannot be read: {error}.") from error
 
 
 def _read_setup(source: str, name: str, *, built_in: bool) -> Script:
+    if not VERSION_3.search(source):
+        raise InvalidInput(f"The evalscript {name} does not say that it is V3; let it begin with //VERSION=3.")
     declared = _run_setup(source, name)
     try:
-        outputs, bands = _outputs(declared.get("output")), _input_bands(declared.get("input"))
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        return Script(
+            source=source,
+            outputs=_outputs(declared.get("output")),
+            input_bands=_input_bands(declared.get("input")),
+            mosaicking=_mosaicking(declared),
+            built_in=built_in,
+        )
+    except ValueError as error:
         raise InvalidInput(f"setup() of the evalscript {name} is not as V3 wants it: {error}.") from error
-    return Script(source=source, outputs=outputs, input_bands=bands, built_in=built_in)
 
 
 def _run_setup(source: str, name: str) -> dict[str, Any]:
     engine = MiniRacer()
+    engine.set_hard_memory_limit(SETUP_BYTES)
     try:
         engine.eval(GLOBALS)
         engine.eval(source, timeout_sec=SETUP_SECONDS)
@@ -190,7 +233,11 @@ def _outputs(declared: Any) -> tuple[Output, ...]:
     listed = declared if isinstance(declared, list) else [declared]
     if not listed or not all(isinstance(one, dict) for one in listed):
         raise ValueError("output must be an object or a list of objects")
-    return tuple((one.get("id", "default"), _band_count(one["bands"]), _sample_type(one)) for one in listed)
+    outputs = tuple((str(one.get("id", "default")), _band_count(one), _sample_type(one)) for one in listed)
+    ids = [output for output, _, _ in outputs]
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"the outputs {', '.join(ids)} must have different ids")
+    return outputs
 
 
 def _sample_type(output: dict[str, Any]) -> SampleType:
@@ -200,11 +247,26 @@ def _sample_type(output: dict[str, Any]) -> SampleType:
     return found  # type: ignore[no-any-return]
 
 
-def _band_count(declared: Any) -> int:
-    return len(declared) if isinstance(declared, list) else int(declared)
+def _band_count(output: dict[str, Any]) -> int:
+    declared = output.get("bands")
+    count = len(declared) if isinstance(declared, list) else declared
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise ValueError(f"bands of an output must be a number above 0, not {declared!r}")
+    return count
 
 
 def _input_bands(declared: Any) -> tuple[str, ...]:
     listed = declared if isinstance(declared, list) else [declared]
-    groups = [[one] if isinstance(one, str) else one["bands"] for one in listed]
-    return tuple(dict.fromkeys(band for group in groups for band in group))
+    groups = [[one] if isinstance(one, str) else one.get("bands") if isinstance(one, dict) else None for one in listed]
+    if not groups or not all(isinstance(group, list) and group for group in groups):
+        raise ValueError("input must be a list of band names, or objects with bands")
+    return tuple(dict.fromkeys(str(band) for group in groups for band in group or ()))
+
+
+def _mosaicking(declared: dict[str, Any]) -> str:
+    inputs = declared["input"] if isinstance(declared["input"], list) else [declared["input"]]
+    given = [one.get("mosaicking") for one in inputs if isinstance(one, dict)] + [declared.get("mosaicking")]
+    found = next((one for one in given if one is not None), "SIMPLE")
+    if found not in ("SIMPLE", "ORBIT", "TILE"):
+        raise ValueError(f"mosaicking {found!r} is not one of SIMPLE, ORBIT, TILE")
+    return str(found)

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import geopandas as gpd
+import numpy as np
 import shapely
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pyogrio.errors import DataLayerError, DataSourceError
+from pyproj import Transformer
 from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
 
@@ -34,6 +37,8 @@ MIN_REQUEST_PU = 100.0
 REVISIT_DAYS = {"low": 5.0, "likely": 4.0, "high": 2.5}
 """Days between acquisitions of a place: two satellites on one orbit; a mean; two overlapping orbits."""
 SURVEY_THREADS = 16
+MAX_EDGE = 10_000.0
+"""Longest edge of an area that is brought from a projected CRS to longitude and latitude, in its unit (metres)."""
 
 
 class Area(BaseModel):
@@ -84,9 +89,14 @@ class Period(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", title="Period")
 
-    start: date = Field(default=date(2019, 1, 1), title="First day", description="Also the first output date.")
+    start: date = Field(
+        default=date(2019, 1, 1), title="First day", description="Also the first output date.", examples=["2019-01-01"]
+    )
     end: date = Field(
-        default=date(2019, 12, 31), title="Last day", description="The last day with acquisitions, inclusive."
+        default=date(2019, 12, 31),
+        title="Last day",
+        description="The last day with acquisitions, inclusive.",
+        examples=["2019-12-31"],
     )
     step_days: int = Field(
         default=15, title="Step", description="Days between two output dates.", examples=[10, 15, 30], ge=1, le=366
@@ -118,7 +128,8 @@ class Tiling(BaseModel):
     resolution_m: float = Field(
         default=20.0,
         title="Resolution",
-        description="Pixel size in metres. Grid 0 offers 10, 20 and 60, grid 1 offers 10 and 20.",
+        description="Pixel size in metres. Grid 0 offers 10, 20 and 60, grid 1 offers 10 and 20, grid 2 offers 60, 120, "
+        "240 and 360.",
         examples=[10.0],
         gt=0,
     )
@@ -244,9 +255,11 @@ def _bbox_geometry(bbox: tuple[float, float, float, float]) -> BaseGeometry:
 
 def _geojson_geometry(geojson: dict[str, Any]) -> BaseGeometry:
     try:
-        if geojson.get("type") == "FeatureCollection":
-            return shapely.union_all([shape(feature["geometry"]) for feature in geojson["features"]])
-        return shape(geojson.get("geometry", geojson))
+        features = geojson["features"] if geojson.get("type") == "FeatureCollection" else [geojson]
+        shapes = [shape(feature.get("geometry", feature)) for feature in features]
+        return _union(shapes, "area.geojson")
+    except InvalidInput:
+        raise
     except (shapely.errors.ShapelyError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise InvalidInput(
             f"area.geojson is not a GeoJSON geometry: {error!r}. It starts {json.dumps(geojson)[:80]}."
@@ -261,12 +274,21 @@ def _file_geometry(path: str) -> BaseGeometry:
     if not isinstance(frame, gpd.GeoDataFrame) or frame.crs is None:
         raise InvalidInput(f"The area file {path} has no geometries with a CRS; set its CRS and try again.")
     frame = frame[frame.geometry.notna()]
-    for reason in shapely.is_valid_reason(frame.geometry.to_numpy()):
-        if reason != "Valid Geometry":
-            raise InvalidInput(
-                f"The area file {path} has an invalid geometry: {reason}. Mend it, with QGIS for example."
-            )
-    return shapely.union_all(frame.to_crs(LONLAT).geometry.to_numpy())
+    area = _union(frame.geometry.to_list(), f"the area file {path}")
+    if not frame.crs.is_geographic:
+        area = area.segmentize(MAX_EDGE)  # straight there, but not in longitude and latitude
+    projected: BaseGeometry = gpd.GeoSeries([area], crs=frame.crs).to_crs(LONLAT).iloc[0]
+    return projected
+
+
+def _union(geometries: list[BaseGeometry], what: str) -> BaseGeometry:
+    """Unite geometries, each of which must be valid; without a third dimension."""
+    for geometry in geometries:
+        if not geometry.is_valid:
+            reason = shapely.is_valid_reason(geometry)
+            raise InvalidInput(f"{what[0].upper()}{what[1:]} has an invalid geometry: {reason}. Mend it, in QGIS say.")
+    united: BaseGeometry = geometries[0] if len(geometries) == 1 else shapely.union_all(geometries)
+    return shapely.force_2d(united)
 
 
 def _checked(geometry: BaseGeometry, what: str) -> BaseGeometry:
@@ -274,8 +296,12 @@ def _checked(geometry: BaseGeometry, what: str) -> BaseGeometry:
         raise InvalidInput(f"The geometry of {what} is empty; give a polygon.")
     if geometry.geom_type not in ("Polygon", "MultiPolygon"):
         raise InvalidInput(f"The geometry of {what} is a {geometry.geom_type}; give a Polygon or MultiPolygon.")
-    if not geometry.is_valid:
-        raise InvalidInput(f"The geometry of {what} is invalid: {shapely.is_valid_reason(geometry)}. Mend it.")
+    west, south, east, north = geometry.bounds
+    if not (-180 <= west and east <= 180 and -90 <= south and north <= 90):
+        raise InvalidInput(
+            f"The geometry of {what} reaches from {west:g}, {south:g} to {east:g}, {north:g}, which are no longitudes and "
+            "latitudes in degrees; reproject it to EPSG:4326, longitude first."
+        )
     return geometry
 
 
@@ -290,10 +316,24 @@ def _tiles(tiling: Tiling, area: BaseGeometry | None) -> list[Tile]:
 def _overlapping(tiles: list[Tile], area: BaseGeometry | None) -> list[Tile]:
     if area is None:
         return tiles
-    areas = {epsg: _projected(area, epsg) for epsg in {tile.epsg for tile in tiles}}
-    return [tile for tile in tiles if areas[tile.epsg].intersection(shapely.box(*tile.bounds)).area > 0]
+    groups = {epsg: [tile for tile in tiles if tile.epsg == epsg] for epsg in sorted({tile.epsg for tile in tiles})}
+    kept = {tile.name for epsg, group in groups.items() for tile in _overlapping_in(epsg, group, area)}
+    return [tile for tile in tiles if tile.name in kept]
 
 
-def _projected(area: BaseGeometry, epsg: int) -> BaseGeometry:
-    projected: BaseGeometry = gpd.GeoSeries([area.segmentize(0.01)], crs=LONLAT).to_crs(epsg).iloc[0]
+def _overlapping_in(epsg: int, tiles: list[Tile], area: BaseGeometry) -> list[Tile]:
+    """Tiles of one CRS that overlap the area by more than a common edge."""
+    boxes = shapely.box(*np.array([tile.bounds for tile in tiles]).T)
+    projected = _projected(area, epsg, shapely.total_bounds(boxes))
+    smallest = 1e-9 * shapely.area(boxes)
+    overlaps = shapely.area(shapely.intersection(boxes, projected)) > smallest
+    return [tile for tile, overlap in zip(tiles, overlaps, strict=True) if overlap]
+
+
+def _projected(area: BaseGeometry, epsg: int, extent: NDArray[np.float64]) -> BaseGeometry:
+    """Bring an area into a CRS; only what is near the extent, because a CRS need not reach around the world."""
+    west, south, east, north = Transformer.from_crs(epsg, LONLAT, always_xy=True).transform_bounds(*extent)
+    window = shapely.box(west - 1, south - 1, east + 1, north + 1) if west < east else shapely.box(-180, -90, 180, 90)
+    near = shapely.intersection(area, window).segmentize(0.01)
+    projected: BaseGeometry = gpd.GeoSeries([near], crs=LONLAT).to_crs(epsg).iloc[0]
     return projected
