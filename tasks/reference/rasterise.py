@@ -1,6 +1,7 @@
 """Polygons are burned into one tile and added to its EOPatch."""
 
 import time
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from fsspec import AbstractFileSystem
 from numpy.typing import NDArray
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.features import rasterize
 from sentinelhub import CRS, BBox
 
@@ -32,6 +34,8 @@ from tasks.errors import TileError
 from tasks.grid import Tile
 from tasks.reference.polygons import ID_COLUMN, NAME_COLUMN, ROW_COLUMN, PreparedReference, ReferenceSource
 from tasks.storage import Storage, open_filesystem
+
+warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)  # rasterize() hides it, but not from other threads
 
 MARKER = "REFERENCE"
 """META_INFO feature that commits a tile's reference."""
