@@ -89,11 +89,13 @@ def draw_quicklook(order: Order, tile: Tile, target: str) -> None:
     """Draw the quick-look of a tile's EOPatch, a PNG, to ``target``."""
     storage = order.parameters.storage
     files, folder = open_filesystem(order.patch_url(tile), storage)
-    _write(target, quicklook_of(files, folder, tile.name), storage)
+    _write(target, quicklook_of(files, folder, tile.name, _features(order).get("BANDS", ())), storage)
 
 
 def draw_quicklooks(order: Order, pipeline: Pipeline) -> list[str]:
     """Draw the first tiles that have an EOPatch; where all pictures are, those of earlier runs included."""
+    if order.reference is None and not {"BANDS", "NDVI"} & set(_features(order)):
+        return []
     wanted = pipeline.in_state(TileState.CONVERTED, TileState.LABELLED)[: order.parameters.run.quicklooks]
     targets = {tile.name: f"{order.folder}/report/quicklooks/{tile.name}.png" for tile in wanted}
     missing = [tile for tile in wanted if tile.name in pipeline.touched or not _exists(order, targets[tile.name])]
@@ -170,6 +172,11 @@ def _message(records: Sequence[TileRecord], job: Job | None, *, bought: bool, co
         paid += f" ({job.cost_pu:,.1f} PU)"
     done = f"{converted} converted, {labelled} labelled"
     return f"{ready} of {len(records)} EOPatches are ready{empty}{failed}. {paid}; {done}."
+
+
+def _features(order: Order) -> dict[str, tuple[str, ...]]:
+    """Outputs of each DATA feature, by its name."""
+    return {rule.name: rule.outputs for rule in order.mapping.features if rule.feature_type == "data"}
 
 
 def _exists(order: Order, url: str) -> bool:

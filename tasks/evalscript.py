@@ -21,6 +21,8 @@ Output = tuple[str, int, SampleType]
 """An output of an evalscript as ``setup`` declares it: id, number of bands, sample type."""
 Band = Literal["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12"]
 
+LAND_COVER_BANDS: tuple[Band, ...] = ("B02", "B03", "B04", "B08", "B11", "B12")
+"""Bands of BANDS in the order of eo-learn's SI_LULC example."""
 CONSTANT = "const PARAMETERS = "
 """What stands before the JSON object of parameters in a script of ours."""
 VERSION_3 = re.compile(r"^\s*//.*\bVERSION\s*=\s*3\b", re.MULTILINE)
@@ -57,7 +59,7 @@ class Imagery(BaseModel):
         examples=["scl"],
     )
     bands: tuple[Band, ...] = Field(
-        default=("B02", "B03", "B04", "B08", "B11", "B12"),
+        default=LAND_COVER_BANDS,
         title="Bands",
         description="Reflectances, in the order they get in BANDS.",
         examples=[["B02", "B03", "B04", "B08"]],

@@ -4,9 +4,10 @@ They are drawn through matplotlib's objects, without its global state, so that s
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from io import BytesIO
 from itertools import groupby
 from math import cos, radians
@@ -32,6 +33,7 @@ from shapely import Polygon, affinity
 from shapely.geometry.base import BaseGeometry
 
 from tasks.classes import LAND_COVER_CLASSES
+from tasks.evalscript import LAND_COVER_BANDS
 from tasks.grid import Tile, lonlat_outline
 from tasks.ledger import TileRecord, TileState
 
@@ -71,6 +73,7 @@ _BANDS, _NDVI = (FeatureType.DATA, "BANDS"), (FeatureType.DATA, "NDVI")
 _IS_DATA, _IS_VALID = (FeatureType.MASK, "IS_DATA"), (FeatureType.MASK, "IS_VALID")
 _LULC = (FeatureType.MASK_TIMELESS, "LULC")
 _Extent = tuple[float, float, float, float]
+_TRUE_COLOUR = ("B04", "B03", "B02")
 
 
 # ---- status map ----
@@ -208,21 +211,24 @@ def _map_legend(records: Sequence[TileRecord]) -> list[Patch]:
 # ---- quick-look ----
 
 
-def quicklook(patch: EOPatch, tile_name: str, day: date | None = None) -> bytes:
+def quicklook(
+    patch: EOPatch, tile_name: str, day: date | None = None, bands: Sequence[str] = LAND_COVER_BANDS
+) -> bytes:
     """Draw an EOPatch: true colour and NDVI of one date, and the reference, of those that it has; a PNG.
 
-    BANDS are taken in the order B02, B03, B04, …. Where IS_DATA (or, for the reference, the class) is 0, the picture
+    Where IS_DATA (or, for the reference, the class) is 0, the picture
     is grey and hatched.
 
     Args:
         patch: with some of DATA/BANDS, DATA/NDVI, MASK/IS_DATA, MASK/IS_VALID, MASK_TIMELESS/LULC.
         tile_name: for the title.
         day: the date nearest to it is drawn; by default the one with the most valid pixels, the greenest among equals.
+        bands: names along the band axis of BANDS; without B04, B03 and B02 there is no true colour.
 
     Raises:
         ValueError: the EOPatch has no feature to draw.
     """
-    drawn = [(title, draw) for title, feature, draw in _PANELS if feature in patch]
+    drawn = [(title, draw) for title, feature, draw in _available(bands) if feature in patch]
     if not drawn or patch.bbox is None:
         raise ValueError(f"EOPatch {tile_name} needs a bbox and one of DATA/BANDS, DATA/NDVI, MASK_TIMELESS/LULC.")
     moment = _moment(patch, day)
@@ -283,8 +289,8 @@ def _moment(patch: EOPatch, day: date | None) -> int:
     return int(best[np.argmax(greenness)])
 
 
-def _draw_true_colour(panel: _Panel, patch: EOPatch, moment: int) -> None:
-    rgb = _thin(patch[_BANDS][moment])[..., [2, 1, 0]].astype("float32")
+def _draw_true_colour(panel: _Panel, patch: EOPatch, moment: int, positions: Sequence[int]) -> None:
+    rgb = _thin(patch[_BANDS][moment])[..., list(positions)].astype("float32")
     has_data = _has_data(patch, moment, rgb)
     lit = rgb[has_data] if has_data.any() else np.zeros((1, 3), "float32")
     haze = np.percentile(lit, 1, axis=0)  # the darkest of each band: what the air adds
@@ -326,11 +332,19 @@ def _draw_reference(panel: _Panel, patch: EOPatch, moment: int) -> None:
     panel.footer.legend(handles=handles, loc="upper center", ncols=2, frameon=False, fontsize=8.5, borderaxespad=0)
 
 
-_PANELS = (
-    ("True colour", _BANDS, _draw_true_colour),
-    ("NDVI", _NDVI, _draw_ndvi),
-    ("Reference land cover", _LULC, _draw_reference),
-)
+_Draw = Callable[[_Panel, EOPatch, int], None]
+
+
+def _available(bands: Sequence[str]) -> list[tuple[str, tuple[FeatureType, str], _Draw]]:
+    """Panels from left to right: title, feature that is needed, and what draws it."""
+    panels: list[tuple[str, tuple[FeatureType, str], _Draw]] = [
+        ("NDVI", _NDVI, _draw_ndvi),
+        ("Reference land cover", _LULC, _draw_reference),
+    ]
+    if not {*_TRUE_COLOUR} <= {*bands}:
+        return panels
+    positions = [list(bands).index(band) for band in _TRUE_COLOUR]
+    return [("True colour", _BANDS, partial(_draw_true_colour, positions=positions)), *panels]
 
 
 def _has_data(patch: EOPatch, moment: int, image: NDArray[Any]) -> NDArray[np.bool_]:

@@ -12,6 +12,7 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
+from tasks.evalscript import LAND_COVER_BANDS
 from tasks.ledger import TileRecord
 from tasks.report.pictures import quicklook
 from tasks.report.texts import (
@@ -28,21 +29,25 @@ from tasks.report.texts import (
 _DRAWN_FILES = ("bbox.*", "timestamps.*", "data/BANDS.*", "data/NDVI.*", "mask/IS_*.*", "mask_timeless/LULC.*")
 
 
-def quicklook_of(files: AbstractFileSystem, folder: str, tile_name: str) -> bytes:
+def quicklook_of(
+    files: AbstractFileSystem, folder: str, tile_name: str, bands: Sequence[str] = LAND_COVER_BANDS
+) -> bytes:
     """Draw the EOPatch in a folder, local or remote, reading only what the picture needs; a PNG.
+
+    See :func:`tasks.report.pictures.quicklook` for ``bands``.
 
     Raises:
         ValueError: the EOPatch has no feature to draw.
     """
     if isinstance(files, LocalFileSystem):
-        return quicklook(EOPatch.load(folder, lazy_loading=True), tile_name)
+        return quicklook(EOPatch.load(folder, lazy_loading=True), tile_name, bands=bands)
     with tempfile.TemporaryDirectory() as copy:
         for pattern in _DRAWN_FILES:
             for path in files.glob(f"{folder}/{pattern}"):
                 target = Path(copy) / Path(pattern).parent / Path(path).name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 files.get(path, str(target), recursive=True)
-        return quicklook(EOPatch.load(copy, lazy_loading=True), tile_name)
+        return quicklook(EOPatch.load(copy, lazy_loading=True), tile_name, bands=bands)
 
 
 def publish_plan(slug: str, plan: PlanReport) -> None:
