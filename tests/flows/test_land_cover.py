@@ -159,7 +159,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
                 "geojson": {"type": "Polygon", "coordinates": [[[0, 0], [1, 1], [1, 0], [0, 1], [0, 0]]]},
             }
         },
-        r"area.geojson is invalid: Self-intersection",
+        r"rea.geojson has an invalid geometry: Self-intersection",
     ),
     "empty area": (
         {"area": {"name": "x", "geojson": {"type": "Polygon", "coordinates": []}}},
