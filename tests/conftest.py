@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 import s3fs
 from prefect.testing.utilities import prefect_test_harness
+from pydantic import SecretStr
 
 from localhub.seaweed import SeaweedFS
+from localhub.server import LocalHub
+from localhub.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 
@@ -54,3 +57,31 @@ def prefect_server() -> Iterator[None]:
     """A real Prefect server with an empty database, once a session."""
     with prefect_test_harness(server_startup_timeout=120):
         yield
+
+
+@pytest.fixture(scope="session")
+def scenes(test_data: Path) -> Path:
+    """The folder of the five real acquisitions."""
+    return test_data / "s2-slovenia-2015"
+
+
+@pytest.fixture(scope="session")
+def hub_settings(s3: SeaweedFS, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """Settings of a localhub on any free port, whose stopped jobs can be started at once."""
+    return Settings(
+        data_dir=tmp_path_factory.mktemp("localhub"),
+        archive=scenes,
+        port=0,
+        s3_endpoint_url=s3.endpoint_url,
+        s3_access_key=s3.access_key,
+        s3_secret_key=SecretStr(s3.secret_key),
+        restart_seconds=0,
+        upload_seconds=0.1,
+    )
+
+
+@pytest.fixture(scope="session")
+def hub(hub_settings: Settings) -> Iterator[LocalHub]:
+    """A running localhub, once a session."""
+    with LocalHub(hub_settings) as running:
+        yield running

@@ -1,4 +1,4 @@
-"""Fixtures of the service's tests: a running localhub over the real scenes, and its clients."""
+"""Fixtures of the service's tests: clients of a running localhub, and tiles within the real scenes."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,14 +9,11 @@ import rasterio
 import requests
 import s3fs
 import shapely
-from pydantic import SecretStr
 from rasterio.profiles import Profile
 from rasterio.transform import array_bounds
 from sentinelhub import BatchProcessClient
 
-from localhub.seaweed import SeaweedFS
 from localhub.server import LocalHub
-from localhub.settings import Settings
 from tests.localhub.batch_requests import client_of, session_of
 
 
@@ -25,34 +22,6 @@ def bucket(bucket: str, s3_files: s3fs.S3FileSystem) -> Iterator[str]:
     """A bucket for the test only: each takes several of the object store's volumes, and those are limited."""
     yield bucket
     s3_files.rm(bucket, recursive=True)
-
-
-@pytest.fixture(scope="session")
-def scenes(test_data: Path) -> Path:
-    """The folder of the five real acquisitions."""
-    return test_data / "s2-slovenia-2015"
-
-
-@pytest.fixture(scope="session")
-def hub_settings(s3: SeaweedFS, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """Settings of a localhub on any free port, whose stopped jobs can be started at once."""
-    return Settings(
-        data_dir=tmp_path_factory.mktemp("localhub"),
-        archive=scenes,
-        port=0,
-        s3_endpoint_url=s3.endpoint_url,
-        s3_access_key=s3.access_key,
-        s3_secret_key=SecretStr(s3.secret_key),
-        restart_seconds=0,
-        upload_seconds=0.1,
-    )
-
-
-@pytest.fixture(scope="session")
-def hub(hub_settings: Settings) -> Iterator[LocalHub]:
-    """A running localhub, once a session."""
-    with LocalHub(hub_settings) as running:
-        yield running
 
 
 @pytest.fixture
