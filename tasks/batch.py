@@ -179,8 +179,9 @@ def check_budget(price_pu: float, tiles: int, limits: Limits) -> None:
     """
     if price_pu > limits.max_pu:
         raise BudgetExceeded(
-            f"{tiles} tiles may cost up to {math.ceil(price_pu):,} PU, but limits.max_pu is {limits.max_pu:,.10g}; nothing "
-            "was bought. Raise the cap, or ask for less: a smaller area or period, fewer bands, a coarser resolution."
+            f"{tiles} tiles may cost up to {math.ceil(price_pu):,} PU, but limits.max_pu is {limits.max_pu:,.10g}; "
+            "nothing was bought. Raise the cap, or ask for less: a smaller area or period, fewer bands, a coarser "
+            "resolution."
         )
 
 

@@ -128,8 +128,8 @@ class Tiling(BaseModel):
     resolution_m: float = Field(
         default=20.0,
         title="Resolution",
-        description="Pixel size in metres. Grid 0 offers 10, 20 and 60, grid 1 offers 10 and 20, grid 2 offers 60, 120, "
-        "240 and 360.",
+        description="Pixel size in metres. Grid 0 offers 10, 20 and 60, grid 1 offers 10 and 20, "
+        "grid 2 offers 60, 120, 240 and 360.",
         examples=[10.0],
         gt=0,
     )
@@ -297,10 +297,10 @@ def _checked(geometry: BaseGeometry, what: str) -> BaseGeometry:
     if geometry.geom_type not in ("Polygon", "MultiPolygon"):
         raise InvalidInput(f"The geometry of {what} is a {geometry.geom_type}; give a Polygon or MultiPolygon.")
     west, south, east, north = geometry.bounds
-    if not (-180 <= west and east <= 180 and -90 <= south and north <= 90):
+    if not (west >= -180 and east <= 180 and south >= -90 and north <= 90):
         raise InvalidInput(
-            f"The geometry of {what} reaches from {west:g}, {south:g} to {east:g}, {north:g}, which are no longitudes and "
-            "latitudes in degrees; reproject it to EPSG:4326, longitude first."
+            f"The geometry of {what} reaches from {west:g}, {south:g} to {east:g}, {north:g}, which are no "
+            "longitudes and latitudes in degrees; reproject it to EPSG:4326, longitude first."
         )
     return geometry
 

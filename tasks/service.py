@@ -101,15 +101,14 @@ class BoundedSession(SentinelHubSession):
         oauth_client = BackendApplicationClient(client_id=self.config.sh_client_id)
         with OAuth2Session(client=oauth_client) as oauth:
             oauth.register_compliance_hook("access_token_response", self._compliance_hook)
-            return dict(
-                oauth.fetch_token(
-                    token_url=request.url,
-                    client_id=self.config.sh_client_id,
-                    client_secret=self.config.sh_client_secret,
-                    include_client_id=True,
-                    timeout=TIMEOUT_SECONDS,
-                )
+            token = oauth.fetch_token(
+                token_url=request.url,
+                client_id=self.config.sh_client_id,
+                client_secret=self.config.sh_client_secret,
+                include_client_id=True,
+                timeout=TIMEOUT_SECONDS,
             )
+        return NO_TOKEN | token  # one that does not say when it expires serves for one call
 
 
 NO_TOKEN = {"access_token": "", "expires_at": 0.0}
