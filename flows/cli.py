@@ -73,15 +73,19 @@ def localhub(
     """Serve the stand-in for Sentinel Hub and an S3 server, until Ctrl-C."""
     from flows.demo import servers
     from flows.terminal import watched
+    from tasks.service import LOCALHUB_CLIENT
     from tasks.storage import LOCALHUB_S3_KEYS
 
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     with watched() as console, servers(folder, archive, port=port, s3_port=s3_port) as local:
-        console.print(f"Sentinel Hub stand-in  {local.base_url}      client id and secret: localhub, localhub")
-        console.print(f"S3                     {local.endpoint_url}      keys: {', '.join(LOCALHUB_S3_KEYS)}")
-        console.print("The default parameters of the flow use both. Ctrl-C stops them; their data stays.")
+        lines = (
+            f"Sentinel Hub stand-in  {local.base_url}  client id and secret: {', '.join(LOCALHUB_CLIENT)}",
+            f"S3                     {local.endpoint_url}  access key and secret: {', '.join(LOCALHUB_S3_KEYS)}",
+            "The flow's default parameters use both. Ctrl-C stops them; their data stays.",
+        )
+        console.print("\n".join(lines), highlight=False, soft_wrap=True)
         stop.wait()
 
 

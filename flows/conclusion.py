@@ -58,7 +58,6 @@ class Summary:
     places: dict[str, str] = field(default_factory=dict)
 
 
-@task(task_run_name="publish the plan", cache_policy=NO_CACHE)
 def announce(order: Order, records: Sequence[TileRecord]) -> None:
     """Publish the plan as an artifact and tell it to whoever watches."""
     pending = tuple(record.tile for record in records if record.state is TileState.PENDING)

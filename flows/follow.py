@@ -198,6 +198,7 @@ def follow(pipeline: Pipeline, job: Job, manifest: Manifest) -> Job:
     pipeline.request_id = job.id
     pipeline.adopt(manifest)
     begin = progressed = time.monotonic()
+    told = ""
     while True:
         snapshot: Snapshot = poll(pipeline.order.parameters.storage, service, job)
         now, job = time.monotonic(), snapshot.job
@@ -205,7 +206,7 @@ def follow(pipeline: Pipeline, job: Job, manifest: Manifest) -> Job:
         if settled or not (snapshot.problem or job.ended):
             progressed = now
         open_tiles = pipeline.pending
-        _tell(job, len(manifest.tiles), len(open_tiles), snapshot.problem)
+        told = _tell(job, len(manifest.tiles), len(open_tiles), snapshot.problem, told)
         if not open_tiles:
             return job
         if job.status in {"FAILED", "STOPPED"} or (job.ended and now - progressed > patience):
@@ -252,6 +253,9 @@ def _give_up(pipeline: Pipeline, tiles: list[Tile], job: Job) -> None:
         pipeline.close(tile, TileState.FAILED, reason)
 
 
-def _tell(job: Job, total: int, open_tiles: int, problem: str) -> None:
-    cost = f"{job.cost_pu:,.0f} PU so far" if job.cost_pu else ""
-    tell(PROCESSING, total - open_tiles, total, problem or f"{job.status}, {cost}".rstrip(", "))
+def _tell(job: Job, total: int, open_tiles: int, problem: str, told: str) -> str:
+    """Tell how far the job is; the note, which is not ``told`` again while it stays the same."""
+    cost = f", {job.cost_pu:,.0f} PU so far" if job.cost_pu else ""
+    note = problem or f"{job.status}{cost}"
+    tell(PROCESSING, total - open_tiles, total, "" if note == told else note)
+    return note

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from prefect.runtime import deployment
 from shapely.geometry.base import BaseGeometry
 
 from flows.parameters import LandCover
@@ -96,6 +97,7 @@ def prepare(parameters: LandCover) -> Order:
     work = _try(lambda: _work(parameters, area, script), problems) if script else None
     reference = _try(lambda: _reference(parameters), problems)
     storage = parameters.storage
+    _try(lambda: _check_lasting(storage.destination), problems)
     for url, what in ((storage.tiles_url, "the delivery"), (storage.destination, "the destination")):
         _try(partial(check_writable, url, storage, what), problems)
     if problems or script is None or mapping is None or work is None:
@@ -216,6 +218,15 @@ def _reference(parameters: LandCover) -> ReferenceSource | None:
         return None
     files, path = open_filesystem(parameters.reference.file, parameters.storage)
     return reference_source(parameters.reference, files, path)
+
+
+def _check_lasting(destination: str) -> None:
+    """A worker runs in a temporary folder: what is written to a relative path there is gone with it."""
+    if deployment.id and not destination.startswith(("s3://", "/", "~")):
+        raise InvalidInput(
+            f"storage.destination '{destination}' is relative to the worker's temporary folder and would be lost with it; "
+            "give an absolute path or an S3 prefix."
+        )
 
 
 def _dates(parameters: LandCover) -> tuple[datetime, ...]:

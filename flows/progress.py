@@ -39,11 +39,7 @@ _listener: ContextVar[Listener | None] = ContextVar("progress_listener", default
 def tell(stage: str, done: int = 0, total: int = 0, note: str = "") -> None:
     """Tell the listener; without one, a line of log for what begins, ends, or is worth a note."""
     progress = Progress(stage, done, total, note)
-    listener = _listener.get()
-    if listener is not None:
-        listener(progress)
-    elif note or progress.finished:
-        _log(progress)
+    (_listener.get() or _log)(progress)
 
 
 @contextmanager
@@ -57,6 +53,9 @@ def listening(listener: Listener) -> Iterator[None]:
 
 
 def _log(progress: Progress) -> None:
+    """Log what begins, ends, or has a new note."""
+    if not (progress.note or progress.finished):
+        return
     try:
         logger = get_run_logger()
     except MissingContextError:

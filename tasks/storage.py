@@ -55,9 +55,9 @@ class Storage(BaseModel):
         pattern=S3_URL,
     )
     destination: str = Field(
-        default="eopatches",
+        default="s3://eopatch-flow/eopatches",
         title="EOPatches",
-        description="Local folder or S3 prefix for EOPatches, ledger and report.",
+        description="S3 prefix or local folder for EOPatches, ledger and report.",
         examples=["/data/eopatches", "s3://my-bucket/eopatches"],
         min_length=1,
     )
