@@ -224,8 +224,8 @@ def _check_lasting(destination: str) -> None:
     """A worker runs in a temporary folder: what is written to a relative path there is gone with it."""
     if deployment.id and not destination.startswith(("s3://", "/", "~")):
         raise InvalidInput(
-            f"storage.destination '{destination}' is relative to the worker's temporary folder and would be lost with it; "
-            "give an absolute path or an S3 prefix."
+            f"storage.destination '{destination}' is relative to the worker's temporary folder and would be lost with "
+            "it; give an absolute path or an S3 prefix."
         )
 
 
