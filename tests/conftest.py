@@ -45,11 +45,12 @@ def s3_files(s3: SeaweedFS) -> s3fs.S3FileSystem:
 
 
 @pytest.fixture
-def bucket(s3_files: s3fs.S3FileSystem) -> str:
-    """The name of a new and empty bucket."""
+def bucket(s3_files: s3fs.S3FileSystem) -> Iterator[str]:
+    """The name of a new and empty bucket, for one test: each takes some of the store's volumes, which are limited."""
     name = f"bucket-{uuid.uuid4().hex[:12]}"
     s3_files.mkdir(name)
-    return name
+    yield name
+    s3_files.rm(name, recursive=True)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """Fixtures of the service's tests: clients of a running localhub, and tiles within the real scenes."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import geopandas as gpd
@@ -15,13 +14,6 @@ from sentinelhub import BatchProcessClient
 
 from localhub.server import LocalHub
 from tests.localhub.batch_requests import client_of, session_of
-
-
-@pytest.fixture
-def bucket(bucket: str, s3_files: s3fs.S3FileSystem) -> Iterator[str]:
-    """A bucket for the test only: each takes several of the object store's volumes, and those are limited."""
-    yield bucket
-    s3_files.rm(bucket, recursive=True)
 
 
 @pytest.fixture
