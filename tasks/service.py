@@ -101,7 +101,7 @@ class BoundedSession(SentinelHubSession):
         oauth_client = BackendApplicationClient(client_id=self.config.sh_client_id)
         with OAuth2Session(client=oauth_client) as oauth:
             oauth.register_compliance_hook("access_token_response", self._compliance_hook)
-            token = oauth.fetch_token(
+            token: dict[str, Any] = oauth.fetch_token(
                 token_url=request.url,
                 client_id=self.config.sh_client_id,
                 client_secret=self.config.sh_client_secret,

@@ -115,7 +115,7 @@ def read_statuses(storage: Storage, request_id: str) -> dict[str, TileStatus]:
             return {}
         try:
             with closing(sqlite3.connect(f"{local.as_uri()}?mode=ro&immutable=1", uri=True)) as database:
-                return _rows(database)
+                return _rows(database, local.stat().st_size)
         except sqlite3.DatabaseError:  # caught in the middle of an upload; the next poll sees it whole
             return {}
 
@@ -144,7 +144,10 @@ def _manifest(layers: Iterable[gpd.GeoDataFrame]) -> Manifest:
     return Manifest(tuple(tiles[name] for name in sorted(tiles)), paths)
 
 
-def _rows(database: sqlite3.Connection) -> dict[str, TileStatus]:
+def _rows(database: sqlite3.Connection, size: int) -> dict[str, TileStatus]:
+    pages, page_size = (database.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
+    if pages * page_size != size:  # SQLite takes what is missing of a last page for zeros
+        return {}
     if database.execute("PRAGMA quick_check").fetchone() != ("ok",):
         return {}
     rows = database.execute("SELECT name, status, error, delivered FROM features")
