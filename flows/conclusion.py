@@ -10,13 +10,14 @@ from prefect import task, unmapped
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
+from pyogrio.errors import DataLayerError, DataSourceError
 
 from flows.follow import Pipeline
 from flows.order import Order
 from flows.progress import tell
 from tasks.errors import TooFewTiles
 from tasks.grid import Tile
-from tasks.ledger import TileRecord, TileState, write_ledger
+from tasks.ledger import TileRecord, TileState, read_ledger, write_ledger
 from tasks.report import (
     PlanReport,
     SummaryReport,
@@ -110,8 +111,9 @@ def conclude(
     order: Order, pipeline: Pipeline, job: Job | None, pictures: Sequence[str], *, bought: bool, seconds: float
 ) -> Summary:
     """Write ledger, status map and summary beside the data, and publish them as artifacts."""
-    records = sorted(pipeline.records.values(), key=lambda record: record.tile.name)
     storage, title = order.parameters.storage, _title(order)
+    records = _with_history(order, pipeline)
+    message = _message(records, job, bought=bought, converted=pipeline.converted, labelled=pipeline.labelled)
     places = {
         "EOPatches": f"{order.folder}/eopatches",
         "Tile status map": f"{order.folder}/report/tiles.png",
@@ -119,14 +121,16 @@ def conclude(
         "Summary": f"{order.folder}/report/summary.md",
     } | ({"Quick-look": pictures[0]} if pictures else {})
     picture = status_map(records, order.area, title)
-    report = SummaryReport(title=title, records=records, goal=_goal(order), seconds=seconds, places=places)
+    report = SummaryReport(
+        title=title, records=records, goal=_goal(order), message=message, seconds=seconds, places=places
+    )
     _write(places["Tile status map"], picture, storage)
     _write(places["Summary"], summary_markdown(report).encode(), storage)
     _write_ledger(places["Ledger"], records, storage)
     publish_tiles(order.slug, title, records, picture)
     publish_summary(order.slug, report)
     return Summary(
-        message=_message(records, job, bought=bought, converted=pipeline.converted, labelled=pipeline.labelled),
+        message=message,
         folder=order.folder,
         records=records,
         job=job,
@@ -186,6 +190,30 @@ def _exists(order: Order, url: str) -> bool:
 def _write(url: str, content: bytes, storage: Storage) -> None:
     files, path = open_filesystem(url, storage)
     files.pipe_file(path, content)
+
+
+def _with_history(order: Order, pipeline: Pipeline) -> list[TileRecord]:
+    """Records by tile name; of tiles that this run did not touch, what the ledger of earlier runs tells."""
+    earlier = {record.tile.name: record for record in _read_ledger(order)}
+    return [
+        earlier[name]
+        if name in earlier and name not in pipeline.touched and earlier[name].state is record.state
+        else record
+        for name, record in sorted(pipeline.records.items())
+    ]
+
+
+def _read_ledger(order: Order) -> list[TileRecord]:
+    files, path = open_filesystem(f"{order.folder}/ledger.gpkg", order.parameters.storage)
+    with tempfile.TemporaryDirectory() as folder:
+        local = Path(folder) / "ledger.gpkg"
+        try:
+            local.write_bytes(files.cat_file(path))
+            return read_ledger(local)
+        except FileNotFoundError:
+            return []
+        except (DataSourceError, DataLayerError, KeyError):  # damaged: it is written anew from the data
+            return []
 
 
 def _write_ledger(url: str, records: Sequence[TileRecord], storage: Storage) -> None:

@@ -76,7 +76,7 @@ class Pipeline:
 
     def offer(self, tile: Tile, files: TileFiles) -> None:
         """Take a delivered tile to be converted."""
-        self.note(tile, state=TileState.PROCESSED)
+        self.note(tile, state=TileState.PROCESSED, attempts=self.records[tile.name].attempts + 1)
         self._offered.append((tile, files))
 
     def close(self, tile: Tile, state: TileState, reason: str) -> None:

@@ -50,6 +50,7 @@ class SummaryReport:
         title: area and period.
         records: all tiles.
         goal: the state in which a tile is complete: labelled, or converted where there is no reference.
+        message: what the run did, in a sentence.
         seconds: duration of the run.
         places: what can be found where, such as ``{"EOPatches": "s3://…"}``.
     """
@@ -57,6 +58,7 @@ class SummaryReport:
     title: str
     records: Sequence[TileRecord]
     goal: TileState
+    message: str
     seconds: float
     places: Mapping[str, str]
 
@@ -75,7 +77,6 @@ def artifact_key(area_slug: str, what: str) -> str:
 
 def plan_markdown(plan: PlanReport) -> str:
     """Describe a plan: what exists, tiles of each zone, dates, bands and price."""
-    low, likely, high = plan.price_pu
     actions = Counter(_action(record, plan.goal) for record in plan.records)
     zones: defaultdict[int, list[TileRecord]] = defaultdict(list)
     for record in plan.records:
@@ -89,8 +90,7 @@ def plan_markdown(plan: PlanReport) -> str:
                 "Tiles": f"{len(plan.records):,}",
                 "Output dates": _dates_text(plan.dates),
                 "Input bands": f"{len(plan.bands)} ({', '.join(plan.bands)})",
-                "Price, provisional": f"about {likely:,.0f} PU ({low:,.0f} to {high:,.0f} PU); "
-                "the number of acquisitions decides, and nothing has been bought yet",
+                "Price, provisional": _plan_price_text(plan.price_pu),
             }
         ),
     )
@@ -119,14 +119,15 @@ def summary_markdown(summary: SummaryReport) -> str:
     share = complete / len(records) if records else 0.0
     return _joined(
         f"# Summary: {_escaped(summary.title)}",
-        f"**{complete:,} of {len(records):,} tiles are complete ({share:.0%})** after {_duration(summary.seconds)}.",
+        f"**{complete:,} of {len(records):,} tiles are complete ({share:.0%})** after {_duration(summary.seconds)}. "
+        f"{_escaped(summary.message)}",
         _table(("State", "Tiles"), [(state.value, f"{count:,}") for state, count in _counts(records).items()]),
         _reasons_text(records),
         _bullets(
             {name: f"`{place}`" for name, place in summary.places.items()}
             | {"Read": _megabytes(sum(record.bytes_read for record in records))}
             | {"Written": _megabytes(sum(record.bytes_written for record in records))}
-            | {"Price": _price_text(records)}
+            | _price_bullet(records)
         ),
     )
 
@@ -205,9 +206,17 @@ def _days(step: timedelta) -> str:
     return "day" if step.days == 1 else f"{step.days} days"
 
 
-def _price_text(records: Iterable[TileRecord]) -> str:
+def _price_bullet(records: Iterable[TileRecord]) -> dict[str, str]:
+    """Price of the tiles whose price is known; nothing where none is."""
     prices = [record.price_pu for record in records if record.price_pu is not None]
-    return f"{sum(prices):,.2f} PU for {len(prices):,} tiles" if prices else "not reported by the service"
+    return {"Price": f"{sum(prices):,.2f} PU for {len(prices):,} tiles"} if prices else {}
+
+
+def _plan_price_text(price_pu: tuple[float, float, float]) -> str:
+    low, likely, high = price_pu
+    if not high:
+        return "nothing to buy, all EOPatches exist"
+    return f"about {likely:,.0f} PU ({low:,.0f} to {high:,.0f} PU); the number of acquisitions decides"
 
 
 def _duration(seconds: float) -> str:

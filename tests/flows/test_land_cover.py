@@ -79,6 +79,20 @@ def test_a_second_run_buys_nothing_and_converts_nothing(parameters: LandCover):
     assert len(requests_of(parameters)) == 1
 
 
+def test_the_ledger_keeps_what_earlier_runs_did(parameters: LandCover):
+    first = run(parameters)
+    second = run(parameters)
+    assert read_ledger(Path(second.folder) / "ledger.gpkg") == list(first.records)
+    assert all(record.attempts == 1 and record.bytes_read and record.bytes_written for record in first.records)
+
+
+def test_a_damaged_ledger_is_written_anew(parameters: LandCover):
+    ledger = Path(run(parameters).folder) / "ledger.gpkg"
+    ledger.write_bytes(ledger.read_bytes()[:5000])
+    run(parameters)
+    assert [record.state for record in read_ledger(ledger)] == [TileState.LABELLED] * 4
+
+
 def test_a_lost_eopatch_is_made_again_from_what_was_delivered(parameters: LandCover):
     run(parameters)
     (patches(parameters) / "eopatch_t2/meta_info/BATCH.json.gz").unlink()

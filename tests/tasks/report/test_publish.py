@@ -32,7 +32,7 @@ def test_artifacts_can_be_found_by_the_key_of_area_and_subject() -> None:
     def run() -> None:
         publish_plan("area-2019", PlanReport("Area", RECORDS, TileState.LABELLED, [], ["B02"], (1, 2, 3)))
         publish_tiles("area-2019", "Area", RECORDS, status_map(RECORDS, None, "Area"))
-        publish_summary("area-2019", SummaryReport("Area", RECORDS, TileState.LABELLED, 1, {}))
+        publish_summary("area-2019", SummaryReport("Area", RECORDS, TileState.LABELLED, "Nothing was bought.", 1, {}))
 
     run()
     found = {what: Artifact.get(f"area-2019-{what}") for what in ("plan", "map", "tiles", "summary")}

@@ -39,7 +39,12 @@ def plan(goal: TileState = TileState.LABELLED) -> PlanReport:
 
 def summary() -> SummaryReport:
     return SummaryReport(
-        "Dolomites · 2019", records(), TileState.LABELLED, 3723, {"EOPatches": "s3://bucket/eopatches"}
+        "Dolomites · 2019",
+        records(),
+        TileState.LABELLED,
+        "Bought <much>.",
+        3723,
+        {"EOPatches": "s3://bucket/eopatches"},
     )
 
 
@@ -87,9 +92,18 @@ def test_the_summary_groups_equal_reasons_whatever_the_tile() -> None:
 
 def test_many_tiles_with_one_reason_are_counted_and_not_all_named() -> None:
     failed = [TileRecord(tile, TileState.FAILED, "timed out") for tile in TILES]
-    text = summary_markdown(SummaryReport("x", failed, TileState.LABELLED, 1, {}))
+    text = summary_markdown(SummaryReport("x", failed, TileState.LABELLED, "", 1, {}))
     assert f"| timed out | {len(TILES)} |" in text
     assert f"and {len(TILES) - 5} more" in text
+
+
+def test_the_summary_says_what_the_run_did() -> None:
+    assert "after 1 h 2 min. Bought &lt;much>." in summary_markdown(summary())
+
+
+def test_a_plan_without_anything_to_buy_says_so() -> None:
+    nothing = PlanReport("x", records(), TileState.LABELLED, [], ["B04"], (0, 0, 0))
+    assert "nothing to buy, all EOPatches exist" in plan_markdown(nothing)
 
 
 def test_no_text_shows_python_or_json() -> None:
