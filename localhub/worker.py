@@ -145,10 +145,10 @@ def _evaluate(task: FeatureTask, script: Evalscript, plan: Plan, scenes: Sequenc
 
 
 def _row_bytes(tile: Tile, plan: Plan, bands: int) -> int:
-    """Estimate the bytes of one row of samples and results: inputs are 16-bit at most in the known collections."""
+    """Estimate the bytes of one row of samples, or of results where these are more; samples are 16-bit at most."""
     inputs = 2 * bands * len(plan.samples)
     outputs = sum(output.bands * output.dtype.itemsize for output in plan.outputs)
-    return int(tile.width * (inputs + outputs))
+    return int(tile.width * max(inputs, outputs))
 
 
 def _row_blocks(tile: Tile, row_bytes: int, block_bytes: int) -> Iterator[Window]:

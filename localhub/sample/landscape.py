@@ -90,10 +90,11 @@ def build_landscape(seed: int, extent: Extent) -> Landscape:
         _town_blocks(rng, towns),
         _forest(rng, ground),
         _shrubs(rng, ground),
-        _parcels(rng, ground),
     ]
-    polygons, covers = _without_overlaps(layers, extent)
-    return Landscape(extent, polygons, np.array([COVER_NAMES.index(name) for name in covers]), ground.relief)
+    layers, taken = _without_overlaps(layers, extent)
+    layers.append(_parcels(rng, ground, taken))
+    covers = [COVER_NAMES.index(name) for layer in layers for name in layer.covers]
+    return Landscape(extent, np.concatenate([layer.polygons for layer in layers]), np.array(covers), ground.relief)
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,25 +346,26 @@ _IN_THE_PLAIN = np.array([0.34, 0.29, 0.09, 0.09, 0.14, 0.05])
 _IN_THE_HILLS = np.array([0.12, 0.08, 0.0, 0.0, 0.5, 0.3])
 
 
-def _parcels(rng: np.random.Generator, ground: _Ground) -> _Layer:
-    """Blocks of fields, each in strips of its own direction."""
+def _parcels(rng: np.random.Generator, ground: _Ground, taken: NDArray[np.object_]) -> _Layer:
+    """Blocks of fields where nothing else is, each in strips of its own direction."""
     blocks = _cells(rng, ground.extent.box, 760)
     blocks = blocks[shapely.intersects(blocks, ground.extent.box) & (shapely.area(blocks) < 4 * 760**2)]
     centres = shapely.get_coordinates(shapely.centroid(blocks))
     hilly = ground.hilliness_at(centres)
     x, y = (centres - ground.extent.at(0, 0)).T / 1000
     directions = 0.9 * np.sin(x / 3.3 + 1) + 0.8 * np.cos(y / 2.7) + rng.normal(0, 0.35, len(blocks))
-    strips = [_strips(rng, block, direction) for block, direction in zip(blocks, directions, strict=True)]
+    fields = _minus(shapely.intersection(blocks, ground.extent.box), taken)
+    strips = [_strips(rng, *entry) for entry in zip(blocks, fields, directions, strict=True)]
     covers = [
         name
         for parts, height in zip(strips, hilly, strict=True)
         for name in rng.choice(_CROPS, len(parts), p=_IN_THE_PLAIN + height * (_IN_THE_HILLS - _IN_THE_PLAIN))
     ]
-    return _Layer(np.concatenate(strips), covers)
+    return _single_polygons(_Layer(np.concatenate(strips), covers))
 
 
-def _strips(rng: np.random.Generator, block: Polygon, direction: float) -> NDArray[np.object_]:
-    """The block cut into strips along `direction` (radians), and each row of strips across."""
+def _strips(rng: np.random.Generator, block: Polygon, fields: BaseGeometry, direction: float) -> NDArray[np.object_]:
+    """The block's fields cut into strips along `direction` (radians), and each row of strips across."""
     centre = np.array(block.centroid.coords[0])
     reach = float(np.hypot(*(shapely.get_coordinates(block) - centre).T).max())
     across = _edges(rng, reach, rng.choice([110, 150, 220], p=[0.4, 0.4, 0.2]))
@@ -373,7 +375,9 @@ def _strips(rng: np.random.Generator, block: Polygon, direction: float) -> NDArr
     corners = np.stack([[left, low], [right, low], [right, high], [left, high]]).transpose(2, 0, 1)
     cosine, sine = np.cos(direction), np.sin(direction)
     turned = corners @ np.array([[cosine, sine], [-sine, cosine]]) + centre
-    strips = shapely.intersection(shapely.polygons(turned), block)
+    shapely.prepare(fields)
+    strips = shapely.polygons(turned)
+    strips = shapely.intersection(strips[shapely.intersects(fields, strips)], fields)
     kept: NDArray[np.object_] = strips[shapely.area(strips) > _SMALLEST_M2]
     return kept
 
@@ -384,17 +388,15 @@ def _edges(rng: np.random.Generator, reach: float, width: float) -> NDArray[np.f
     return np.concatenate([[0], widths.cumsum()]) - reach
 
 
-def _without_overlaps(layers: Sequence[_Layer], extent: Extent) -> tuple[NDArray[np.object_], list[str]]:
-    """Cut from every layer what the layers before it cover; single polygons inside the extent, in that order."""
+def _without_overlaps(layers: Iterable[_Layer], extent: Extent) -> tuple[list[_Layer], NDArray[np.object_]]:
+    """Cut from every layer what the layers before it cover; single polygons inside the extent, and all in pieces."""
     taken = np.array([], dtype=object)
-    polygons: list[NDArray[np.object_]] = []
-    covers: list[str] = []
+    cut = []
     for layer in layers:
-        parts, names = _single_polygons(_minus(shapely.intersection(layer.polygons, extent.box), taken), layer.covers)
-        polygons.append(parts)
-        covers += names
-        taken = np.concatenate([taken, _tiled(parts, extent)])
-    return np.concatenate(polygons), covers
+        polygons = _minus(shapely.intersection(layer.polygons, extent.box), taken)
+        cut.append(_single_polygons(_Layer(polygons, layer.covers)))
+        taken = np.concatenate([taken, _tiled(cut[-1].polygons, extent)])
+    return cut, taken
 
 
 def _minus(polygons: NDArray[np.object_], taken: NDArray[np.object_]) -> NDArray[np.object_]:
@@ -418,8 +420,8 @@ def _tiled(polygons: NDArray[np.object_], extent: Extent, side_m: float = 1000.0
     return areas  # without the lines and points where a cell only touches: they spoil unions
 
 
-def _single_polygons(geometries: NDArray[np.object_], covers: Sequence[str]) -> tuple[NDArray[np.object_], list[str]]:
+def _single_polygons(layer: _Layer) -> _Layer:
     """Polygons large enough to keep, with their covers."""
-    parts, origin = shapely.get_parts(geometries, return_index=True)
+    parts, origin = shapely.get_parts(layer.polygons, return_index=True)
     keep = (shapely.get_type_id(parts) == shapely.GeometryType.POLYGON) & (shapely.area(parts) > _SMALLEST_M2)
-    return parts[keep], [covers[index if len(covers) > 1 else 0] for index in origin[keep]]
+    return _Layer(parts[keep], [layer.covers[index if len(layer.covers) > 1 else 0] for index in origin[keep]])

@@ -27,13 +27,16 @@ _SENSOR_NOISE = 4.0
 """Deviation in units of reflectance times 10000."""
 
 
+_Part = tuple[slice, slice]
+
+
 @dataclass(frozen=True, slots=True)
 class Stage:
     """The landscape as rasters, the same for every day; 20 m pixels unless said otherwise."""
 
     polygons: Polygons
     """The first belongs to pixels outside every polygon."""
-    labels: NDArray[np.int32]
+    labels: NDArray[np.intp]
     """Index into `polygons`."""
     grain: Raster
     """Brightness of the pixel relative to its polygon's, around 1."""
@@ -85,6 +88,11 @@ class _Light:
     cloud: Raster
     """Factor of `CLOUD`."""
 
+    def thinned(self, part: _Part) -> "_Light":
+        """That of some of the pixels."""
+        fields = (self.visible, self.infrared, self.haze, self.cloud)
+        return _Light(*(np.ascontiguousarray(field[part]) for field in fields))
+
 
 def set_stage(landscape: Landscape, seed: int) -> Stage:
     """Rasterise the landscape and draw its textures."""
@@ -96,7 +104,7 @@ def set_stage(landscape: Landscape, seed: int) -> Stage:
         (size, size),
         transform=transform,
         dtype="int32",
-    )
+    ).astype(np.intp)
     cover = np.concatenate([[COVER_NAMES.index("pasture")], landscape.cover])
     grain, patchiness = (
         np.array([getattr(COVERS[name], of) for name in COVER_NAMES], np.float32)[cover][labels]
@@ -130,15 +138,17 @@ def render(stage: Stage, acquisition: Acquisition, seed: int) -> Iterator[tuple[
     share = np.clip(ground.share[stage.labels] + stage.patches * (ground.share > 0.02)[stage.labels], 0, 1)
     sky = _sky(rng, acquisition, len(seen))
     light = _light(stage, acquisition, sky)
+    middle = (slice(_RATIO // 2, None, _RATIO),) * 2
+    fine = (stage.labels, share, light, seen)
+    coarse = (stage.labels[middle].copy(), share[middle].copy(), light.thinned(middle), seen[middle])
     surface: dict[str, Raster] = {}
     for index, band in enumerate(BANDS):
-        step = _RATIO if band in COARSE_BANDS else 1
-        part = (slice(step // 2, None, step),) * 2
-        mixed = _mixed(ground, index, stage.labels[part], share[part])
+        labels, shares, lit, inside = coarse if band in COARSE_BANDS else fine
+        mixed = _mixed(ground, index, labels, shares)
         if band in {"B04", "B08"}:
             surface[band] = mixed
         noise = _crop(rng, stage.sensor, len(mixed))
-        yield band, _observed(_blurred(mixed), index, light, part, noise) * seen[part]
+        yield band, _observed(_blurred(mixed), index, lit, noise) * inside
     probability = _cloud_probability(rng, sky)
     yield "CLP", np.rint(255 * _spread(probability, len(seen))).astype(np.uint8) * seen
     yield "CLM", _spread(_grown(probability > 0.4), len(seen)).astype(np.uint8) * seen
@@ -162,13 +172,14 @@ def _sunlight(stage: Stage, acquisition: Acquisition) -> Raster:
 
 def _sky(rng: np.random.Generator, acquisition: Acquisition, size: int) -> _Sky:
     billows = fractal(rng, _SKY_PIXELS, 2.6)
-    streaks = fractal(rng, _SKY_PIXELS, 3.0, stretch=1.8)
     cover = acquisition.cloudiness
     optical_depth = np.maximum(billows - np.quantile(billows, 1 - cover), 0) * 3.5 if cover else np.zeros_like(billows)
     if cover > 0.85:
         optical_depth += 1.5 * (cover - 0.85) / 0.15
     thick = 1 - np.exp(-optical_depth)
-    thin = 0.35 * np.clip((streaks - 1.0) / 1.5, 0, 1) * (rng.random() < 0.35) * (cover > 0)
+    thin = np.zeros_like(thick)
+    if cover and rng.random() < 0.35:
+        thin = 0.35 * np.clip((fractal(rng, _SKY_PIXELS, 3.0, stretch=1.8) - 1.0) / 1.5, 0, 1)
     azimuth, elevation = np.radians(acquisition.sun)
     reach = _CLOUD_HEIGHT_M / np.tan(elevation) / COARSE_M
     fallen = np.roll(thick, (round(reach * np.cos(azimuth)), -round(reach * np.sin(azimuth))), (0, 1))
@@ -181,23 +192,22 @@ def _over_extent(field: NDArray[Any], size: int) -> Raster:
     return enlarge(part, _RATIO)
 
 
-def _mixed(ground: Reflectance, band: int, labels: NDArray[np.int32], share: Raster) -> Raster:
-    mixed: Raster = ground.background[band][labels]
-    mixed += share * ground.gain[band][labels]
+def _mixed(ground: Reflectance, band: int, labels: NDArray[np.intp], share: Raster) -> Raster:
+    mixed: Raster = ground.gain[band].take(labels)
+    mixed *= share
+    mixed += ground.background[band].take(labels)
     return mixed
 
 
 def _blurred(field: Raster) -> Raster:
     """A pixel takes a little from its neighbours, as a sensor's does."""
-    for axis in (0, 1):
-        rows = np.moveaxis(field, axis, 0)
-        blurred = 0.72 * rows
-        blurred[1:] += 0.14 * rows[:-1]
-        blurred[:-1] += 0.14 * rows[1:]
-        blurred[0] += 0.14 * rows[0]
-        blurred[-1] += 0.14 * rows[-1]
-        field = np.moveaxis(blurred, 0, axis)
-    return field
+    edged = np.pad(field, 1, mode="edge")
+    blurred = edged[:-2, 1:-1] + edged[2:, 1:-1]
+    blurred += edged[1:-1, :-2]
+    blurred += edged[1:-1, 2:]
+    blurred *= 0.12
+    blurred += 0.52 * field
+    return blurred
 
 
 def _crop(rng: np.random.Generator, store: Raster, size: int) -> Raster:
@@ -216,13 +226,13 @@ def _light(stage: Stage, acquisition: Acquisition, sky: _Sky) -> _Light:
     )
 
 
-def _observed(ground: Raster, band: int, light: _Light, part: tuple[slice, slice], noise: Raster) -> NDArray[np.uint16]:
+def _observed(ground: Raster, band: int, light: _Light, noise: Raster) -> NDArray[np.uint16]:
     """Through haze and clouds, in the unit of the file; at least 1, since 0 means no data."""
-    seen = ground * (light.visible if BANDS[band] in _VISIBLE_BANDS else light.infrared)[part]
-    seen += HAZE[band] * light.haze[part]
-    seen += CLOUD[band] * light.cloud[part]
+    seen = ground * (light.visible if BANDS[band] in _VISIBLE_BANDS else light.infrared)
+    seen += HAZE[band] * light.haze
+    seen += CLOUD[band] * light.cloud
     seen += noise if BANDS[band] != "B10" else 0.2 * noise
-    return seen.round().clip(1, 20000).astype(np.uint16)
+    return seen.round(out=seen).clip(1, 20000, out=seen).astype(np.uint16)
 
 
 def _cloud_probability(rng: np.random.Generator, sky: _Sky) -> Raster:
