@@ -3,6 +3,7 @@
 The only place that starts servers. What they keep lies in one folder, so that a second run finds what the first left.
 """
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -77,8 +78,24 @@ def demo(folder: Path) -> Summary:
             service = defaults.service.model_copy(update={"base_url": local.base_url})
             places = {"endpoint_url": local.endpoint_url, "destination": str(folder / "eopatches")}
             prefect.result()
-            summary = land_cover(service=service, storage=defaults.storage.model_copy(update=places))
+            with _keys_of_the_servers():
+                summary = land_cover(service=service, storage=defaults.storage.model_copy(update=places))
     return cast(Summary, summary)  # Prefect unwraps the state
+
+
+@contextmanager
+def _keys_of_the_servers() -> Iterator[None]:
+    """Have the servers' keys in the environment, whatever keys the user has there."""
+    names = ("SH_CLIENT_ID", "SH_CLIENT_SECRET", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+    before = {name: os.environ.pop(name, None) for name in names}
+    os.environ.update(zip(names, (*LOCALHUB_CLIENT, *LOCALHUB_S3_KEYS), strict=False))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _wake_prefect() -> None:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, time
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -81,7 +82,9 @@ class Order:
         """Provisional price of ``tiles``."""
         bands = len([band for band in self.script.input_bands if band != "dataMask"])
         floats = any(sample_type == "FLOAT32" for _, _, sample_type in self.script.outputs)
-        return provisional_price(tiles, self.parameters.period, max(bands, 1), float_output=floats)
+        simple = self.script.mosaicking == "SIMPLE"
+        period = self.parameters.period
+        return provisional_price(tiles, period, max(bands, 1), float_output=floats, one_sample=simple)
 
 
 def prepare(parameters: LandCover) -> Order:
@@ -98,6 +101,7 @@ def prepare(parameters: LandCover) -> Order:
     reference = _try(lambda: _reference(parameters), problems)
     storage = parameters.storage
     _try(lambda: _check_lasting(storage.destination), problems)
+    _try(lambda: _check_deployment(parameters), problems)
     for url, what in ((storage.tiles_url, "the delivery"), (storage.destination, "the destination")):
         _try(partial(check_writable, url, storage, what), problems)
     if problems or script is None or mapping is None or work is None:
@@ -227,6 +231,20 @@ def _check_lasting(destination: str) -> None:
             f"storage.destination '{destination}' is relative to the worker's temporary folder and would be lost with "
             "it; give an absolute path or an S3 prefix."
         )
+
+
+def _check_deployment(parameters: LandCover) -> None:
+    """Copernicus Data Space has neither s2cloudless nor delivery by a role."""
+    imagery, host = parameters.imagery, urlsplit(parameters.service.base_url).hostname or ""
+    if not host.endswith("dataspace.copernicus.eu"):
+        return
+    if imagery.evalscript is None and imagery.cloud_mask != "scl":
+        raise InvalidInput(
+            f"Cloud mask '{imagery.cloud_mask}' does not exist at {host}; choose imagery.cloud_mask 'scl' and "
+            "imagery.collection 'sentinel-2-l2a'."
+        )
+    if parameters.storage.iam_role_arn:
+        raise InvalidInput(f"{host} does not deliver by a role; leave storage.iam_role_arn empty and give S3 keys.")
 
 
 def _dates(parameters: LandCover) -> tuple[datetime, ...]:

@@ -20,10 +20,10 @@ from sentinelhub.api.batch.process import BatchProcessRequest
 from sentinelhub.api.utils import AccessSpecification
 from shapely.geometry.base import BaseGeometry
 
-from tasks.errors import BudgetExceeded, InvalidInput, JobFailed, Unavailable
+from tasks.errors import BudgetExceeded, InvalidInput, JobFailed, NotYet, Unavailable
 from tasks.evalscript import Script
-from tasks.service import Job, NotYet, Service, call, connect, get_job, job_of
-from tasks.storage import Storage, open_filesystem, s3_keys, service_files
+from tasks.service import Job, Service, call, connect, get_job, job_of
+from tasks.storage import Storage, open_filesystem, s3_keys, service_files, session_token
 
 CRS84 = "http://www.opengis.net/def/crs/OGC/1.3/CRS84"
 LIST_LAG_SECONDS = 60.0
@@ -299,10 +299,11 @@ def _access(url: str, storage: Storage) -> AccessSpecification:
     if storage.iam_role_arn:
         return _specification(url, storage, iam_role_arn=storage.iam_role_arn)
     keys = s3_keys(storage)
-    if keys is None:
+    if keys is None or session_token(storage):
+        came = "there are none" if keys is None else "those of the environment are temporary (AWS_SESSION_TOKEN)"
         raise InvalidInput(
-            "Sentinel Hub must be able to write to the bucket: give storage.iam_role_arn, or S3 keys as a block or in "
-            "the environment."
+            f"Sentinel Hub needs lasting S3 keys to write to the bucket, but {came}: "
+            "give storage.iam_role_arn, or S3 keys as a block or in the environment."
         )
     return _specification(url, storage, access_key=keys[0], secret_access_key=keys[1])
 

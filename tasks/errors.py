@@ -7,7 +7,8 @@
     ├── BudgetExceeded      the price is above what was allowed: raise the cap or ask for less
     ├── ServiceError        Sentinel Hub refused, or answered what cannot be understood
     │   ├── AccessDenied    the credentials are wrong or not sufficient: mend them
-    │   └── Unavailable     no answer, too many requests, an error of its own: ask again later
+    │   └── Unavailable     no answer, or an error of its own: what it did is not known; ask again later
+    │       └── NotYet      404 or 429: nothing was done; ask again later
     ├── JobFailed           the batch request itself ended FAILED or STOPPED
     ├── TooFewTiles         more tiles failed than limits.min_success allows
     └── TileError           one tile's data is missing, corrupt or not what was asked for
@@ -38,6 +39,10 @@ class AccessDenied(ServiceError):
 
 class Unavailable(ServiceError):
     """The service could not answer now; the same question may be asked again."""
+
+
+class NotYet(Unavailable):
+    """The service did nothing (404, 429): what was asked may be asked again later, even to create or to start."""
 
 
 class JobFailed(EopatchFlowError):

@@ -216,12 +216,22 @@ def tile_price_pu(pixels: int, bands: int, acquisitions: float, *, float_output:
     return area * bands / PRICE_BANDS * (2 if float_output else 1) * acquisitions * batch
 
 
-def provisional_price(tiles: Sequence[Tile], period: Period, bands: int, *, float_output: bool) -> Price:
-    """Price of a request from the usual number of acquisitions; at least the service's minimum, 0 without tiles."""
+def provisional_price(
+    tiles: Sequence[Tile], period: Period, bands: int, *, float_output: bool, one_sample: bool = False
+) -> Price:
+    """Price of a request from the usual number of acquisitions; at least the service's minimum, 0 without tiles.
+
+    Args:
+        tiles: to be processed.
+        period: with the acquisitions.
+        bands: input bands, dataMask not counted.
+        float_output: whether an output is FLOAT32.
+        one_sample: whether a pixel has one sample in all (mosaicking SIMPLE) instead of one an acquisition.
+    """
     days = (period.end - period.start).days + 1
 
     def request(case: str) -> float:
-        acquisitions = max(1.0, days / REVISIT_DAYS[case])
+        acquisitions = 1.0 if one_sample else max(1.0, days / REVISIT_DAYS[case])
         total = sum(
             tile_price_pu(tile.width * tile.height, bands, acquisitions, float_output=float_output) for tile in tiles
         )

@@ -35,7 +35,7 @@ from sentinelhub.exceptions import (
     SHRateLimitWarning,
 )
 
-from tasks.errors import AccessDenied, InvalidInput, ServiceError, Unavailable
+from tasks.errors import AccessDenied, InvalidInput, NotYet, ServiceError, Unavailable
 from tasks.storage import is_loopback
 
 LOCALHUB_CLIENT = ("localhub", "localhub")
@@ -55,10 +55,6 @@ TIMEOUT_SECONDS = 60.0
 """How long an answer may take, the token's too."""
 
 T = TypeVar("T")
-
-
-class NotYet(Unavailable):
-    """The service did nothing (404, 429): what was asked may be asked again later, even to create or to start."""
 
 
 @dataclass(frozen=True, slots=True)

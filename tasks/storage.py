@@ -127,6 +127,11 @@ def s3_keys(storage: Storage) -> tuple[str, str] | None:
     return LOCALHUB_S3_KEYS if is_loopback(storage.endpoint_url) else None
 
 
+def session_token(storage: Storage) -> str | None:
+    """The token that belongs to temporary keys of the environment; None for lasting ones."""
+    return None if storage.credentials_block else os.environ.get("AWS_SESSION_TOKEN") or None
+
+
 def open_filesystem(url: str, storage: Storage) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system that ``url`` lies on, and the path on it.
 
@@ -189,7 +194,13 @@ def _s3(storage: Storage, settings: dict[str, Any], **options: Any) -> s3fs.S3Fi
     key, secret = s3_keys(storage) or (None, None)
     client = {"endpoint_url": storage.endpoint_url or None, "region_name": storage.region}
     return s3fs.S3FileSystem(
-        key=key, secret=secret, client_kwargs=client, config_kwargs=settings, use_listings_cache=False, **options
+        key=key,
+        secret=secret,
+        token=session_token(storage) if key else None,
+        client_kwargs=client,
+        config_kwargs=settings,
+        use_listings_cache=False,
+        **options,
     )
 
 

@@ -271,6 +271,17 @@ def test_wrong_credentials_are_told(parameters: LandCover, monkeypatch: pytest.M
     assert "a-wrong-secret" not in str(caught.value)
 
 
+def test_copernicus_data_space_gets_no_cloud_mask_or_role_that_it_lacks(parameters: LandCover):
+    content = parameters.model_dump(mode="json")
+    content["service"]["base_url"] = "https://sh.dataspace.copernicus.eu"
+    with pytest.raises(InvalidInput, match=r"choose imagery\.cloud_mask 'scl'"):
+        run(LandCover.model_validate(content))
+    content["imagery"] |= {"cloud_mask": "scl", "collection": "sentinel-2-l2a"}
+    content["storage"]["iam_role_arn"] = "arn:aws:iam::1:role/x"
+    with pytest.raises(InvalidInput, match="does not deliver by a role"):
+        run(LandCover.model_validate(content))
+
+
 def run(parameters: LandCover) -> Summary:
     """Run the flow in this process; errors are raised."""
     summary = land_cover(**{name: getattr(parameters, name) for name in LandCover.model_fields})
