@@ -53,12 +53,13 @@ def plan(config: Config) -> None:
     from rich.markdown import Markdown
 
     from flows.conclusion import plan_report
-    from flows.order import prepare, survey_order
+    from flows.order import ordered_already, prepare, survey_order
     from flows.parameters import read_config
     from tasks.report import plan_markdown
 
     order = prepare(read_config(config))
     Console().print(Markdown(plan_markdown(plan_report(order, survey_order(order)))))
+    typer.echo(ordered_already(order))
 
 
 @app.command()

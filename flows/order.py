@@ -17,7 +17,7 @@ from prefect.runtime import deployment
 from shapely.geometry.base import BaseGeometry
 
 from flows.parameters import LandCover
-from tasks.batch import Work, check_budget, process_request, upload_geopackage
+from tasks.batch import Work, check_budget, find_job, process_request, upload_geopackage
 from tasks.conversion import (
     FeatureMapping,
     Provenance,
@@ -26,13 +26,13 @@ from tasks.conversion import (
     is_converted,
     land_cover_mapping,
 )
-from tasks.errors import InvalidInput
+from tasks.errors import InvalidInput, ServiceError
 from tasks.evalscript import Script, load_script, output_dates
 from tasks.grid import Tile
 from tasks.ledger import TileRecord, TileState, fingerprint
 from tasks.plan import Price, area_geometry, geopackage_bytes, plan_tiles, provisional_price, slug, survey
 from tasks.reference import PreparedReference, ReferenceSource, is_labelled, prepare_reference, reference_source
-from tasks.service import Job
+from tasks.service import Job, connect
 from tasks.storage import check_writable, open_filesystem
 from tasks.tiles import Manifest, read_manifest
 
@@ -132,6 +132,18 @@ def survey_order(order: Order) -> list[TileRecord]:
         return order.reference is None or bool(is_labelled(files, _path(order, tile), order.reference, file_format))
 
     return survey(order.tiles, converted, labelled)
+
+
+def ordered_already(order: Order) -> str:
+    """Say in a sentence whether the service has a request for this work, which would not be bought again."""
+    parameters = order.parameters
+    try:
+        job = find_job(connect(parameters.service), order.work, parameters.storage)
+    except ServiceError as error:
+        return f"Whether a request for this exists is not known: {error}"
+    if job is None:
+        return f"No request for this exists at {parameters.service.base_url}: a run would create one."
+    return f"Request {job.id} for this exists ({job.status}, {job.cost_pu:,.1f} PU): a run would not buy it again."
 
 
 def deliver_tiles_file(order: Order) -> None:
