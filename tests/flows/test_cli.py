@@ -1,0 +1,70 @@
+"""The command line as a person calls it: in a process of its own."""
+
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import yaml
+
+from flows.parameters import LandCover
+
+PROGRAM = Path(sysconfig.get_path("scripts")) / "eopatch-flow"
+
+
+def test_help_names_the_commands():
+    answer = call("--help")
+    assert answer.returncode == 0
+    assert [name for name in ("run", "plan", "localhub", "demo") if name in answer.stdout] == [
+        "run",
+        "plan",
+        "localhub",
+        "demo",
+    ]
+
+
+def test_all_problems_of_a_configuration_are_told_without_a_traceback(tmp_path: Path):
+    config = tmp_path / "bad.yaml"
+    config.write_text("period: {start: 2019-02-01, end: 2019-01-01}\ntiling: {grid: 9}\nbudget: 3\n")
+    answer = call("run", str(config))
+    assert answer.returncode == 1
+    for part in (
+        "period ends on 2019-01-01, before it starts on 2019-02-01",
+        "tiling.grid: Input should be 0, 1 or 2",
+        "budget",
+    ):
+        assert part in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+def test_a_service_that_does_not_answer_is_told_without_a_traceback(parameters: LandCover, tmp_path: Path):
+    offline = parameters.service.model_copy(update={"base_url": "http://127.0.0.1:9"})
+    answer = call("run", str(written(parameters.model_copy(update={"service": offline}), tmp_path)))
+    assert answer.returncode == 1
+    assert "Sentinel Hub did not answer" in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+def test_a_plan_and_a_run_from_an_empty_folder(parameters: LandCover, tmp_path: Path):
+    config = written(parameters, tmp_path)
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    before = call("plan", str(config), cwd=folder)
+    assert "new" in before.stdout
+    assert "a run would create one" in before.stdout
+    ran = call("run", str(config), cwd=folder)
+    assert ran.returncode == 0, ran.stderr
+    assert "4 of 4 EOPatches are ready" in ran.stdout
+    after = call("plan", str(config), cwd=folder)
+    assert "nothing to buy" in after.stdout
+    assert "a run would buy nothing" in after.stdout
+    assert list(folder.iterdir()) == []
+
+
+def call(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([PROGRAM, *arguments], capture_output=True, text=True, cwd=cwd, timeout=300, check=False)
+
+
+def written(parameters: LandCover, folder: Path) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(parameters.model_dump(mode="json")))
+    return path
