@@ -2,6 +2,7 @@
 
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import geopandas as gpd
 import numpy as np
 import shapely
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pyogrio.errors import DataLayerError, DataSourceError
 from pyproj import Transformer
 from shapely.geometry import shape
@@ -53,7 +54,6 @@ class Area(BaseModel):
         examples=["Slovenia"],
         min_length=1,
         max_length=60,
-        pattern=r"[A-Za-z0-9]",
     )
     bbox: tuple[float, float, float, float] | None = Field(
         default=None,
@@ -73,6 +73,13 @@ class Area(BaseModel):
         description="Vector file with polygons, in any format and CRS that GDAL reads.",
         examples=["slovenia.gpkg"],
     )
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, value: str) -> str:
+        if not _plain_words(value):
+            raise ValueError("area.name needs a Latin letter or a digit, of which the folder's name is made")
+        return value
 
     @model_validator(mode="after")
     def _one_of_three(self) -> Self:
@@ -153,8 +160,7 @@ class Price:
 
 def slug(area: Area, period: Period) -> str:
     """Name of the folder of results and part of artifact keys: lower-case letters, digits and dashes."""
-    words = re.sub(r"[^a-z0-9]+", "-", area.name.lower()).strip("-")
-    return f"{words}-{period.start:%Y%m%d}-{period.end:%Y%m%d}"
+    return f"{_plain_words(area.name)}-{period.start:%Y%m%d}-{period.end:%Y%m%d}"
 
 
 def area_geometry(area: Area) -> BaseGeometry | None:
@@ -252,6 +258,12 @@ def survey(
 
     with ThreadPoolExecutor(SURVEY_THREADS) as pool:
         return list(pool.map(look, tiles))
+
+
+def _plain_words(text: str) -> str:
+    """Latin letters without their accents, and digits, in lower case; dashes for all else."""
+    plain = unicodedata.normalize("NFKD", text.casefold()).encode("ascii", "ignore").decode()
+    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
 
 
 def _bbox_geometry(bbox: tuple[float, float, float, float]) -> BaseGeometry:

@@ -179,7 +179,10 @@ def test_a_step_longer_than_the_period_is_refused() -> None:
 
 
 def test_results_are_named_by_area_and_period() -> None:
-    assert slug(Area(name="Škofja Loka / East"), MONTH) == "kofja-loka-east-20190601-20190630"
+    assert slug(Area(name="Škofja Loka / East"), MONTH) == "skofja-loka-east-20190601-20190630"
+    assert slug(Area(name="Žiče"), MONTH) != slug(Area(name="Čiče"), MONTH)
+    with pytest.raises(ValueError, match=r"area.name needs a Latin letter or a digit"):
+        Area(name="Москва")
     with pytest.raises(ValidationError, match="name"):
         Area(name="—")
 
