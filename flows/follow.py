@@ -17,12 +17,13 @@ from prefect.futures import PrefectFuture
 from flows.order import Order
 from flows.progress import tell
 from tasks.conversion import ConversionRecord, TileFiles, convert
-from tasks.errors import Unavailable
+from tasks.errors import EopatchFlowError, Unavailable
+from tasks.evalscript import USERDATA
 from tasks.grid import Tile
 from tasks.ledger import TileRecord, TileState
 from tasks.reference import LabelRecord, PreparedReference, rasterise_reference
 from tasks.service import Job
-from tasks.tiles import USERDATA, Manifest, Snapshot, TileStatus, poll, poll_seconds
+from tasks.tiles import Manifest, Snapshot, TileStatus, poll, poll_seconds
 
 PROCESSING, CONVERSION, LABELLING = "Process", "Convert", "Label"
 """Names of the stages that a person watches."""
@@ -43,6 +44,7 @@ class Pipeline:
         self.records = {record.tile.name: record for record in records}
         self.request_id = ""
         self._offered: deque[tuple[Tile, TileFiles]] = deque()
+        self._unlabelled: deque[Tile] = deque()
         self._running: dict[UUID, Tile] = {}
         self._ended: SimpleQueue[PrefectFuture[Any]] = SimpleQueue()
         self._total = {CONVERSION: 0, LABELLING: 0}  # tiles that this run has to do
@@ -57,11 +59,18 @@ class Pipeline:
         return self.in_state(TileState.PENDING)
 
     def adopt(self, manifest: Manifest) -> None:
-        """Take the request's tiles for the planned ones: the service's rule is binding."""
-        kept = {name: record for name, record in self.records.items() if record.state is not TileState.PENDING}
-        self.records = {tile.name: TileRecord(tile, TileState.PENDING) for tile in manifest.tiles} | kept
+        """Take the request's tiles for the planned ones: the service's rule is binding.
+
+        Planned tiles that the request does not have fail.
+        """
+        planned, ordered = self.records, {tile.name: TileRecord(tile, TileState.PENDING) for tile in manifest.tiles}
+        kept = {name: record for name, record in planned.items() if record.state is not TileState.PENDING}
+        self.records = planned | ordered | kept
         self._expect(CONVERSION, len(self.pending))
         self._expect(LABELLING, len(self.pending))
+        for name in sorted(planned.keys() - ordered.keys() - kept.keys()):
+            reason = f"Request {self.request_id} does not have it, though it overlaps the area"
+            self.close(planned[name].tile, TileState.FAILED, reason)
 
     def in_state(self, *states: TileState) -> list[Tile]:
         """Tiles that are in one of ``states``."""
@@ -71,8 +80,8 @@ class Pipeline:
         """Label what an earlier run has converted but not labelled."""
         tiles = self.in_state(TileState.CONVERTED) if self.reference is not None else []
         self._expect(LABELLING, len(tiles))
-        for tile in tiles:
-            self._label(tile)
+        self._unlabelled.extend(tiles)
+        self._start()
 
     def offer(self, tile: Tile, files: TileFiles) -> None:
         """Take a delivered tile to be converted."""
@@ -110,8 +119,11 @@ class Pipeline:
             self._start()
 
     def _start(self) -> None:
-        """Map a conversion over as many offered tiles as may be in flight."""
-        free = self.order.parameters.run.tiles_at_once - len(self._running)
+        """Label what is converted, and map a conversion over offered tiles: as many as may be in flight."""
+        at_once = self.order.parameters.run.tiles_at_once
+        while self._unlabelled and len(self._running) < at_once:
+            self._label(self._unlabelled.popleft())
+        free = at_once - len(self._running)
         batch = [self._offered.popleft() for _ in range(min(free, len(self._offered)))]
         if not batch:
             return
@@ -155,7 +167,8 @@ class Pipeline:
             case LabelRecord():
                 self._labelled(record, outcome)
             case _:
-                self.close(tile, TileState.FAILED, str(outcome))
+                told = isinstance(outcome, EopatchFlowError)
+                self.close(tile, TileState.FAILED, str(outcome) if told else repr(outcome))
 
     def _converted(self, tile: Tile, outcome: ConversionRecord) -> None:
         self.converted += 1
@@ -168,7 +181,7 @@ class Pipeline:
             seconds=outcome.seconds,
         )
         if self.reference is not None:
-            self._label(tile)
+            self._unlabelled.append(tile)
 
     def _labelled(self, record: TileRecord, outcome: LabelRecord) -> None:
         self.labelled += 1

@@ -21,7 +21,7 @@ from sentinelhub.api.utils import AccessSpecification
 from shapely.geometry.base import BaseGeometry
 
 from tasks.errors import BudgetExceeded, InvalidInput, JobFailed, NotYet, Unavailable
-from tasks.evalscript import Script
+from tasks.evalscript import USERDATA, Script
 from tasks.service import Job, Service, call, connect, get_job, job_of
 from tasks.storage import Storage, open_filesystem, s3_keys, service_files, session_token
 
@@ -109,7 +109,7 @@ def process_request(
                 }
             ],
         },
-        "output": {"responses": [*responses, {"identifier": "userdata", "format": {"type": "application/json"}}]},
+        "output": {"responses": [*responses, {"identifier": USERDATA, "format": {"type": "application/json"}}]},
         "evalscript": script.source,
     }
 

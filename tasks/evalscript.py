@@ -27,11 +27,16 @@ CONSTANT = "const PARAMETERS = "
 """What stands before the JSON object of parameters in a script of ours."""
 VERSION_3 = re.compile(r"^\s*//.*\bVERSION\s*=\s*3\b", re.MULTILINE)
 """The comment by which the service knows the version; without it a script is taken for version 1."""
-OTHER_OUTPUTS = ("QUALITY", "VALID_COUNT", "userdata")
+USERDATA = "userdata"
+"""Output id under which the service delivers what ``updateOutputMetadata`` returns: a JSON file."""
+OTHER_OUTPUTS = ("QUALITY", "VALID_COUNT", USERDATA)
 """Outputs of the built-in script besides bands and indices."""
 SETUP_SECONDS = 10.0
 SETUP_BYTES = 1_000_000_000
 """Below V8's own limit, at which it ends the whole process."""
+
+FUNCTIONS = ("setup", "evaluatePixel", "updateOutputMetadata")
+"""Functions of a script that matter before it is sent."""
 
 GLOBALS = """
 var Mosaicking = {SIMPLE: "SIMPLE", ORBIT: "ORBIT", TILE: "TILE"};
@@ -131,6 +136,7 @@ class Script:
         outputs: what ``setup`` declares: id, number of bands, sample type.
         input_bands: names of the bands it reads, ``dataMask`` included.
         mosaicking: SIMPLE (one sample a pixel), ORBIT or TILE (one a day or scene, and so many times the price).
+        gives_dates: whether it has ``updateOutputMetadata``, which can tell the dates of its outputs.
         built_in: whether it is ours, so that outputs and dates are known.
     """
 
@@ -138,6 +144,7 @@ class Script:
     outputs: tuple[Output, ...]
     input_bands: tuple[str, ...]
     mosaicking: str
+    gives_dates: bool
     built_in: bool
 
 
@@ -192,26 +199,29 @@ def _read(path: str) -> str:
 def _read_setup(source: str, name: str, *, built_in: bool) -> Script:
     if not VERSION_3.search(source):
         raise InvalidInput(f"The evalscript {name} does not say that it is V3; let it begin with //VERSION=3.")
-    declared = _run_setup(source, name)
+    declared, functions = _run_setup(source, name)
     try:
         return Script(
             source=source,
             outputs=_outputs(declared.get("output")),
             input_bands=_input_bands(declared.get("input")),
             mosaicking=_mosaicking(declared),
+            gives_dates="updateOutputMetadata" in functions,
             built_in=built_in,
         )
     except ValueError as error:
         raise InvalidInput(f"setup() of the evalscript {name} is not as V3 wants it: {error}.") from error
 
 
-def _run_setup(source: str, name: str) -> dict[str, Any]:
+def _run_setup(source: str, name: str) -> tuple[dict[str, Any], set[str]]:
+    """What ``setup`` returns, and which of the functions of V3 the script has."""
     engine = MiniRacer()
     engine.set_hard_memory_limit(SETUP_BYTES)
     try:
         engine.eval(GLOBALS)
         engine.eval(source, timeout_sec=SETUP_SECONDS)
-        if engine.eval("typeof setup") != "function" or engine.eval("typeof evaluatePixel") != "function":
+        functions = {function for function in FUNCTIONS if engine.eval(f"typeof {function}") == "function"}
+        if not functions >= {"setup", "evaluatePixel"}:
             raise InvalidInput(f"The evalscript {name} lacks a function setup or evaluatePixel; both are needed in V3.")
         declared = json.loads(str(engine.eval("JSON.stringify(setup()) || 'null'", timeout_sec=SETUP_SECONDS)))
     except JSEvalException as error:
@@ -222,7 +232,7 @@ def _run_setup(source: str, name: str) -> dict[str, Any]:
         raise InvalidInput(
             f"setup() of the evalscript {name} returns {declared!r}; an object with input and output is needed."
         )
-    return declared
+    return declared, functions
 
 
 def _first_lines(error: JSEvalException) -> str:
@@ -239,6 +249,8 @@ def _outputs(declared: Any) -> tuple[Output, ...]:
     ids = [output for output, _, _ in outputs]
     if len(set(ids)) < len(ids):
         raise ValueError(f"the outputs {', '.join(ids)} must have different ids")
+    if USERDATA in ids:
+        raise ValueError(f"an output is named {USERDATA}, which is the service's file of metadata; name it otherwise")
     return outputs
 
 

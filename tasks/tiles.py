@@ -23,8 +23,6 @@ from tasks.grid import Tile
 from tasks.service import Job, Service, connect, get_job
 from tasks.storage import Storage, open_filesystem, service_files
 
-USERDATA = "userdata"
-"""Output id of the JSON file with the dates."""
 UNREADABLE = (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, pyogrio.errors.FeatureError)
 NO_DATA = "No data"
 """The execution database's word for a tile without any scene."""

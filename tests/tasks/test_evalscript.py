@@ -147,6 +147,7 @@ def test_a_script_of_ones_own_is_sent_as_it_stands(tmp_path: Path) -> None:
             "sampleType 'UINT64' is not one of AUTO, UINT8",
         ),
         (with_setup('{input: ["B04"], output: [{bands: 1}, {bands: 1}]}'), "must have different ids"),
+        (with_setup('{input: ["B04"], output: {id: "userdata", bands: 1}}'), "output is named userdata"),
         (with_setup('{input: ["B04"], output: {bands: 1}, mosaicking: "WEEK"}'), "mosaicking 'WEEK' is not one of"),
         (with_setup('{input: ["B04"], output: {bands: 1n}}'), "does not run: .*BigInt"),
     ],

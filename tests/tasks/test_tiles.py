@@ -15,11 +15,11 @@ import shapely
 from localhub.featurefiles import write_manifest
 from tasks.batch import Work, analyse_job, create_job, process_request, start_job, upload_geopackage
 from tasks.errors import AccessDenied, ServiceError
-from tasks.evalscript import Script
+from tasks.evalscript import USERDATA, Script
 from tasks.grid import Tile, tiles_of_geopackage, tiles_of_grid
 from tasks.service import Job, Service, connect, get_job
 from tasks.storage import Storage, service_files
-from tasks.tiles import USERDATA, TileStatus, poll_seconds, read_manifest, read_statuses, take_snapshot
+from tasks.tiles import TileStatus, poll_seconds, read_manifest, read_statuses, take_snapshot
 from tests.tasks.conftest import SUMMER
 from tests.tasks.faulty_server import Fault, FaultyServer
 
