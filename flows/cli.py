@@ -37,9 +37,11 @@ def run(config: Config) -> None:
     """Run the flow: order, follow, convert, label."""
     from flows.land_cover import land_cover
     from flows.parameters import read_config
+    from flows.server import wake_prefect
     from flows.terminal import watched
 
     parameters = read_config(config)
+    wake_prefect()
     with watched():
         arguments = {name: getattr(parameters, name) for name in type(parameters).model_fields}
         summary = cast("Summary", land_cover(**arguments))  # Prefect unwraps the state
@@ -58,8 +60,9 @@ def plan(config: Config) -> None:
     from tasks.report import plan_markdown
 
     order = prepare(read_config(config))
-    Console().print(Markdown(plan_markdown(plan_report(order, survey_order(order)))))
-    typer.echo(ordered_already(order))
+    records = survey_order(order)
+    Console().print(Markdown(plan_markdown(plan_report(order, records))))
+    typer.echo(ordered_already(order, records))
 
 
 @app.command()
@@ -104,8 +107,10 @@ def demo(
 
 
 def main() -> None:
-    """Run the command line; an error of ours ends it with its message and status 1."""
+    """Run the command line; an error of ours, of files or of the network ends it with its message and status 1."""
     os.environ.update({name: value for name, value in CLI_SETTINGS.items() if name not in os.environ})
+    from botocore.exceptions import BotoCoreError
+
     from localhub.sample import SampleError
     from localhub.seaweed import ObjectStoreError
     from localhub.server import ServerError
@@ -115,6 +120,8 @@ def main() -> None:
         app()
     except (EopatchFlowError, ObjectStoreError, ServerError, SampleError) as error:
         sys.exit(f"eopatch-flow: {error}")
+    except (OSError, BotoCoreError) as error:
+        sys.exit(f"eopatch-flow: {error!r}\nA file or the network failed. Run again: what is done is not repeated.")
 
 
 def _show(summary: "Summary") -> None:

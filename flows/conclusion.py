@@ -3,21 +3,20 @@
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from prefect import task, unmapped
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
-from pyogrio.errors import DataLayerError, DataSourceError
 
 from flows.follow import Pipeline
-from flows.order import Order
+from flows.order import Order, earlier_records
 from flows.progress import tell
 from tasks.errors import TooFewTiles
 from tasks.grid import Tile
-from tasks.ledger import TileRecord, TileState, read_ledger, write_ledger
+from tasks.ledger import TileRecord, TileState, write_ledger
 from tasks.report import (
     PlanReport,
     SummaryReport,
@@ -61,19 +60,19 @@ class Summary:
 
 def announce(order: Order, records: Sequence[TileRecord]) -> None:
     """Publish the plan as an artifact and tell it to whoever watches."""
-    pending = tuple(record.tile for record in records if record.state is TileState.PENDING)
-    price = order.price(pending)
+    pending = sum(record.state is TileState.PENDING for record in records)
+    price = order.price_of(records)
     publish_plan(order.slug, plan_report(order, records))
     dates = f"{len(order.dates)} dates, " if order.dates else ""
     cost = (
-        f"{price.low:,.0f} to {price.high:,.0f} PU (provisional)" if pending else "nothing to buy: all EOPatches exist"
+        f"{price.low:,.0f} to {price.high:,.0f} PU (provisional), unless bought before" if pending else "nothing to buy"
     )
-    tell("Plan", len(records), len(records), f"{dates}{len(pending)} new, {cost}")
+    tell("Plan", len(records), len(records), f"{dates}{pending} new, {cost}")
 
 
 def plan_report(order: Order, records: Sequence[TileRecord]) -> PlanReport:
     """Give the content of the plan."""
-    price = order.price(tuple(record.tile for record in records if record.state is TileState.PENDING))
+    price = order.price_of(records)
     return PlanReport(
         title=_title(order),
         records=records,
@@ -93,16 +92,21 @@ def draw_quicklook(order: Order, tile: Tile, target: str) -> None:
 
 
 def draw_quicklooks(order: Order, pipeline: Pipeline) -> list[str]:
-    """Draw the first tiles that have an EOPatch; where all pictures are, those of earlier runs included."""
+    """Draw the first tiles that have an EOPatch; where all pictures are, those of earlier runs included.
+
+    A picture that cannot be drawn is told of, and costs only itself.
+    """
     if order.reference is None and not {"BANDS", "NDVI"} & set(_features(order)):
         return []
     wanted = pipeline.in_state(TileState.CONVERTED, TileState.LABELLED)[: order.parameters.run.quicklooks]
     targets = {tile.name: f"{order.folder}/report/quicklooks/{tile.name}.png" for tile in wanted}
     missing = [tile for tile in wanted if tile.name in pipeline.touched or not _exists(order, targets[tile.name])]
     drawn = draw_quicklook.map(unmapped(order), missing, [targets[tile.name] for tile in missing])
-    for number, future in enumerate(drawn, start=1):
-        future.result()
-        tell(REPORT, number, len(missing))
+    for number, (tile, future) in enumerate(zip(missing, drawn, strict=True), start=1):
+        failure = future.result(raise_on_failure=False)
+        if failure is not None:
+            del targets[tile.name]
+        tell(REPORT, number, len(missing), f"no picture of {tile.name}: {failure}" if failure is not None else "")
     return list(targets.values())
 
 
@@ -147,6 +151,7 @@ def final_state(order: Order, summary: Summary) -> State[Summary]:
     if succeeded >= order.parameters.limits.min_success * len(summary.records):
         return Completed(message=summary.message, data=summary)
     text = f"{summary.message} limits.min_success asks for {order.parameters.limits.min_success:.0%} of the tiles."
+    text += f" The reasons stand in {summary.places['Summary']}; run again to try what is missing."
     return Failed(message=text, data=TooFewTiles(text))
 
 
@@ -194,26 +199,14 @@ def _write(url: str, content: bytes, storage: Storage) -> None:
 
 def _with_history(order: Order, pipeline: Pipeline) -> list[TileRecord]:
     """Records by tile name; of tiles that this run did not touch, what the ledger of earlier runs tells."""
-    earlier = {record.tile.name: record for record in _read_ledger(order)}
-    return [
+    earlier = earlier_records(order)
+    records = [
         earlier[name]
         if name in earlier and name not in pipeline.touched and earlier[name].state is record.state
         else record
         for name, record in sorted(pipeline.records.items())
     ]
-
-
-def _read_ledger(order: Order) -> list[TileRecord]:
-    files, path = open_filesystem(f"{order.folder}/ledger.gpkg", order.parameters.storage)
-    with tempfile.TemporaryDirectory() as folder:
-        local = Path(folder) / "ledger.gpkg"
-        try:
-            local.write_bytes(files.cat_file(path))
-            return read_ledger(local)
-        except FileNotFoundError:
-            return []
-        except (DataSourceError, DataLayerError, KeyError):  # damaged: it is written anew from the data
-            return []
+    return [replace(record, fingerprint=order.fingerprint) for record in records]
 
 
 def _write_ledger(url: str, records: Sequence[TileRecord], storage: Storage) -> None:

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import cast
 
 import s3fs
-from prefect.client.orchestration import get_client
 
 from flows.conclusion import Summary
 from flows.land_cover import land_cover
 from flows.parameters import SAMPLE_REFERENCE, LandCover
 from flows.progress import tell
+from flows.server import wake_prefect
 from localhub.sample import build_sample
 from localhub.seaweed import SeaweedFS
 from localhub.server import LocalHub
@@ -73,7 +73,7 @@ def demo(folder: Path) -> Summary:
     """Run the flow with its default parameters on servers of its own; results and servers' data stay in ``folder``."""
     defaults = LandCover()
     with ThreadPoolExecutor(1) as meanwhile:
-        prefect = meanwhile.submit(_wake_prefect)
+        prefect = meanwhile.submit(wake_prefect)  # it takes its time, and so do the scenes
         with servers(folder / "servers") as local:
             service = defaults.service.model_copy(update={"base_url": local.base_url})
             places = {"endpoint_url": local.endpoint_url, "destination": str(folder / "eopatches")}
@@ -96,12 +96,6 @@ def _keys_of_the_servers() -> Iterator[None]:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
-
-
-def _wake_prefect() -> None:
-    """Start Prefect's temporary server, when there is no other, while scenes are drawn: it takes its time."""
-    with get_client(sync_client=True) as client:
-        client.hello()
 
 
 def _archive(folder: Path, archive: Path | None) -> Path:

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
+from botocore.exceptions import BotoCoreError
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import deployment
+from pyogrio.errors import DataLayerError, DataSourceError
 from shapely.geometry.base import BaseGeometry
 
 from flows.parameters import LandCover
@@ -29,7 +31,7 @@ from tasks.conversion import (
 from tasks.errors import InvalidInput, ServiceError
 from tasks.evalscript import Script, load_script, output_dates
 from tasks.grid import Tile
-from tasks.ledger import TileRecord, TileState, fingerprint
+from tasks.ledger import TileRecord, TileState, fingerprint, read_ledger
 from tasks.plan import Price, area_geometry, geopackage_bytes, plan_tiles, provisional_price, slug, survey
 from tasks.reference import PreparedReference, ReferenceSource, is_labelled, prepare_reference, reference_source
 from tasks.service import Job, connect
@@ -77,6 +79,16 @@ class Order:
     def provenance(self, request_id: str) -> Provenance:
         """What an EOPatch's marker says of its origin."""
         return Provenance(request_id, self.work.fingerprint, hashlib.sha256(self.script.source.encode()).hexdigest())
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of what is delivered and what is made of it; the ledger keeps it for tiles without data."""
+        return fingerprint([self.work.fingerprint, self.mapping.sha256])
+
+    def price_of(self, records: Iterable[TileRecord]) -> Price:
+        """Provisional price of what is missing: of the whole request, which cannot be bought in part, or nothing."""
+        missing = any(record.state is TileState.PENDING for record in records)
+        return self.price(self.tiles if missing else ())
 
     def price(self, tiles: tuple[Tile, ...]) -> Price:
         """Provisional price of ``tiles``."""
@@ -131,12 +143,30 @@ def survey_order(order: Order) -> list[TileRecord]:
     def labelled(tile: Tile) -> bool:
         return order.reference is None or bool(is_labelled(files, _path(order, tile), order.reference, file_format))
 
-    return survey(order.tiles, converted, labelled)
+    empty = {} if order.parameters.patches.keep_empty else _known_empty(order)
+    records = survey([tile for tile in order.tiles if tile.name not in empty], converted, labelled)
+    return sorted([*records, *empty.values()], key=lambda record: record.tile.name)
 
 
-def ordered_already(order: Order) -> str:
-    """Say in a sentence whether the service has a request for this work, which would not be bought again."""
+def earlier_records(order: Order) -> dict[str, TileRecord]:
+    """What the ledger of earlier runs tells, by tile name; nothing when there is none, or it is damaged."""
+    files, path = open_filesystem(f"{order.folder}/ledger.gpkg", order.parameters.storage)
+    with tempfile.TemporaryDirectory() as folder:
+        local = Path(folder) / "ledger.gpkg"
+        try:
+            local.write_bytes(files.cat_file(path))
+            return {record.tile.name: record for record in read_ledger(local)}
+        except FileNotFoundError:
+            return {}
+        except (DataSourceError, DataLayerError, KeyError):  # damaged: it is written anew from the data
+            return {}
+
+
+def ordered_already(order: Order, records: Iterable[TileRecord]) -> str:
+    """Say in a sentence whether a run would buy: not when nothing is missing, or the service has the request."""
     parameters = order.parameters
+    if all(record.state is not TileState.PENDING for record in records):
+        return "Nothing is missing: a run would buy nothing."
     try:
         job = find_job(connect(parameters.service), order.work, parameters.storage)
     except ServiceError as error:
@@ -187,6 +217,16 @@ def _path(order: Order, tile: Tile) -> str:
     return open_filesystem(order.patch_url(tile), order.parameters.storage)[1]
 
 
+def _known_empty(order: Order) -> dict[str, TileRecord]:
+    """Tiles of this order that an earlier run found to have no data: there is no EOPatch that could tell."""
+    names = {tile.name for tile in order.tiles}
+    return {
+        name: record
+        for name, record in earlier_records(order).items()
+        if name in names and record.state is TileState.NO_DATA and record.fingerprint == order.fingerprint
+    }
+
+
 def _try(check: Callable[[], T], problems: list[str]) -> T | None:
     try:
         return check()
@@ -212,8 +252,14 @@ def _mapping(parameters: LandCover, script: Script) -> FeatureMapping:
     elif script.built_in:
         mapping = land_cover_mapping(imagery.bands, imagery.indices, parameters.patches.band_dtype)
     else:
-        mapping = default_mapping(script.outputs, temporal="updateOutputMetadata" in script.source)
+        mapping = default_mapping(script.outputs, temporal=script.gives_dates)
     check_mapping(mapping, [output for output, _, _ in script.outputs])
+    if mapping.temporal and not (script.built_in or script.gives_dates):
+        raise InvalidInput(
+            f"The feature mapping has features with dates, but the evalscript {imagery.evalscript} has no "
+            "updateOutputMetadata to tell them (as 'timestamps'); add it, or map the outputs to timeless features and "
+            "leave quality_output empty."
+        )
     return mapping
 
 
@@ -233,7 +279,15 @@ def _reference(parameters: LandCover) -> ReferenceSource | None:
     if parameters.reference is None:
         return None
     files, path = open_filesystem(parameters.reference.file, parameters.storage)
-    return reference_source(parameters.reference, files, path)
+    try:
+        return reference_source(parameters.reference, files, path)
+    except (OSError, BotoCoreError) as error:
+        endpoint = parameters.storage.endpoint_url or "AWS"
+        where = f" at {endpoint}" if parameters.reference.file.startswith("s3://") else ""
+        raise InvalidInput(
+            f"Reference file {parameters.reference.file}{where} cannot be reached: {error}. Check that the server "
+            "runs, the path, and the rights; without labels, leave reference empty."
+        ) from error
 
 
 def _check_lasting(destination: str) -> None:

@@ -47,6 +47,7 @@ class TileRecord:
         bytes_written: size of the EOPatch.
         seconds: time that conversion and reference took here.
         price_pu: processing units; None while the service has not told.
+        fingerprint: identity of the order that the state belongs to; empty while a run goes on.
     """
 
     tile: Tile
@@ -57,6 +58,7 @@ class TileRecord:
     bytes_written: int = 0
     seconds: float = 0.0
     price_pu: float | None = None
+    fingerprint: str = ""
 
 
 def fingerprint(work: object) -> str:
@@ -118,4 +120,5 @@ def _record(row: dict[str, Any]) -> TileRecord:
         bytes_written=int(row["bytes_written"]),
         seconds=float(row["seconds"]),
         price_pu=None if pd.isna(row["price_pu"]) else float(row["price_pu"]),
+        fingerprint=row["fingerprint"] or "",
     )

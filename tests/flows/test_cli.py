@@ -1,5 +1,6 @@
 """The command line as a person calls it: in a process of its own."""
 
+import os
 import subprocess
 import sysconfig
 from pathlib import Path
@@ -9,6 +10,7 @@ import yaml
 from flows.parameters import LandCover
 
 PROGRAM = Path(sysconfig.get_path("scripts")) / "eopatch-flow"
+NOWHERE = "http://127.0.0.1:9"
 
 
 def test_help_names_the_commands():
@@ -44,6 +46,33 @@ def test_a_service_that_does_not_answer_is_told_without_a_traceback(parameters: 
     assert "Traceback" not in answer.stderr
 
 
+def test_servers_that_are_not_running_are_told_without_a_traceback(tmp_path: Path):
+    config = tmp_path / "config.yaml"
+    config.write_text(f"storage: {{endpoint_url: '{NOWHERE}', destination: out}}\n")
+    answer = call("plan", str(config))
+    assert (answer.returncode, "Traceback" in answer.stderr) == (1, False)
+    reference, delivery = answer.stderr.splitlines()
+    assert reference.startswith("eopatch-flow: Reference file s3://eopatch-flow/reference/sample.gpkg")
+    assert "Check endpoint and network" in delivery
+
+
+def test_a_prefect_server_that_does_not_answer_is_told_without_a_traceback(tmp_path: Path):
+    config = tmp_path / "config.yaml"
+    config.write_text("area: {name: x}\n")
+    answer = call("run", str(config), PREFECT_API_URL=f"{NOWHERE}/api", PREFECT_HOME=str(tmp_path / "prefect"))
+    assert answer.returncode == 1
+    assert answer.stderr.startswith("eopatch-flow: Prefect's server does not answer")
+    assert "prefect server start" in answer.stderr
+
+
+def test_a_misplaced_secret_is_not_shown(tmp_path: Path):
+    config = tmp_path / "config.yaml"
+    config.write_text("storage: {secret_key: hunter2}\n")
+    answer = call("plan", str(config))
+    assert "storage.secret_key: Extra inputs are not permitted" in answer.stderr
+    assert "hunter2" not in answer.stderr + answer.stdout
+
+
 def test_a_plan_and_a_run_from_an_empty_folder(parameters: LandCover, tmp_path: Path):
     config = written(parameters, tmp_path)
     folder = tmp_path / "empty"
@@ -60,8 +89,9 @@ def test_a_plan_and_a_run_from_an_empty_folder(parameters: LandCover, tmp_path: 
     assert list(folder.iterdir()) == []
 
 
-def call(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([PROGRAM, *arguments], capture_output=True, text=True, cwd=cwd, timeout=300, check=False)
+def call(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    command, whole = [PROGRAM, *arguments], os.environ | environment
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=whole, timeout=300, check=False)
 
 
 def written(parameters: LandCover, folder: Path) -> Path:

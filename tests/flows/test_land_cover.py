@@ -1,19 +1,29 @@
 import json
+import time
+from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import geopandas as gpd
 import numpy as np
+import pandas as pd
 import pytest
 import s3fs
 from eolearn.core import EOPatch, FeatureType
 from prefect.artifacts import Artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import TaskRun
 from sentinelhub import BatchProcessClient
 
 from flows.conclusion import Summary
 from flows.land_cover import land_cover
+from flows.order import ordered_already, prepare, survey_order
 from flows.parameters import LandCover, parse_config
+from tasks.conversion import PatchOptions
 from tasks.errors import BudgetExceeded, EopatchFlowError, InvalidInput, TooFewTiles
-from tasks.ledger import TileState, read_ledger
+from tasks.ledger import TileRecord, TileState, read_ledger
+from tasks.plan import Tiling
 from tasks.service import connect
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -126,6 +136,53 @@ def test_a_corrupt_file_fails_its_tile_alone(parameters: LandCover, s3_files: s3
     assert [record.tile.name for record in failed] == ["t1"]
     assert "B08.tif is not a readable GeoTIFF" in failed[0].reason
     assert len(requests_of(parameters)) == 1
+
+
+def test_a_tile_without_data_is_not_bought_again(
+    parameters: LandCover, four_tiles: Path, s3_files: s3fs.S3FileSystem, tmp_path: Path
+):
+    with_far_tile = parameters.model_copy(update={"tiling": Tiling(geopackage=str(add_far_tile(four_tiles, tmp_path)))})
+    first = run(with_far_tile)
+    assert states(first) == dict.fromkeys(("t0", "t1", "t2", "t3"), "labelled") | {"far": "no data"}
+    s3_files.rm(parameters.storage.tiles_url.removeprefix("s3://"), recursive=True)  # a bucket's rule of expiry
+    second = run(with_far_tile)
+    assert (second.job, second.bought, states(second)) == (None, False, states(first))
+    assert read_ledger(Path(second.folder) / "ledger.gpkg") == list(first.records)
+    order = prepare(with_far_tile)
+    assert ordered_already(order, survey_order(order)) == "Nothing is missing: a run would buy nothing."
+    kept = with_far_tile.model_copy(update={"patches": PatchOptions(keep_empty=True)})
+    assert [record.tile.name for record in survey_order(prepare(kept)) if record.state is TileState.PENDING] == ["far"]
+
+
+def test_the_price_of_a_missing_tile_is_that_of_the_request(parameters: LandCover):
+    order = prepare(parameters)
+    missing, *rest = [TileRecord(tile, TileState.LABELLED) for tile in order.tiles]
+    assert order.price_of([missing, *rest]).high == 0
+    missing = TileRecord(missing.tile, TileState.PENDING)
+    assert order.price_of([missing, *rest]) == order.price(order.tiles)
+
+
+def test_labels_that_are_made_up_for_are_no_more_tiles_at_once_than_was_asked(parameters: LandCover):
+    run(parameters.model_copy(update={"reference": None}))
+    begin = datetime.now(UTC)
+    one_by_one = parameters.run.model_copy(update={"tiles_at_once": 1})
+    assert run(parameters.model_copy(update={"run": one_by_one})).labelled == 4
+    with get_client(sync_client=True) as client:
+        deadline = time.monotonic() + 30
+        while len(runs := label_runs(client.read_task_runs(limit=200), begin)) < 4 and time.monotonic() < deadline:
+            time.sleep(0.5)
+    assert len(runs) == 4
+    assert all(after.start_time >= before.end_time for before, after in pairwise(runs))
+
+
+def test_a_picture_that_cannot_be_drawn_does_not_fail_the_run(parameters: LandCover):
+    folder = Path(run(parameters).folder)
+    (folder / "report/quicklooks/t0.png").unlink()
+    bands = folder / "eopatches/eopatch_t0/data/BANDS.npy.gz"
+    bands.write_bytes(bands.read_bytes()[:100])
+    summary = run(parameters)
+    assert "Quick-look" not in summary.places
+    assert summary.message.startswith("4 of 4 EOPatches are ready")
 
 
 def test_eopatches_may_go_to_s3_as_zarr(
@@ -247,6 +304,31 @@ def test_an_evalscript_that_does_not_parse_is_told_with_its_line(parameters: Lan
         run(broken)
 
 
+def test_dates_that_an_own_evalscript_does_not_tell_are_missed_before_anything_is_created(
+    parameters: LandCover, tmp_path: Path
+):
+    script = tmp_path / "red.js"
+    script.write_text(RED + "// updateOutputMetadata\n")
+    changed = parameters.model_dump() | {
+        "imagery": {"evalscript": str(script)},
+        "features": {
+            "features": [{"feature_type": "data", "name": "RED", "outputs": ["RED"]}],
+            "quality_output": None,
+        },
+    }
+    with pytest.raises(InvalidInput, match="no updateOutputMetadata to tell them"):
+        run(LandCover.model_validate(changed))
+    assert requests_of(parameters) == []
+
+
+def test_a_reference_on_a_server_that_is_not_running_is_told(parameters: LandCover):
+    content = parameters.model_dump(mode="json")
+    content["storage"]["endpoint_url"] = "http://127.0.0.1:9"
+    content["reference"] = {"file": "s3://bucket/reference.gpkg"}
+    with pytest.raises(InvalidInput, match=r"Reference file s3://bucket/reference.gpkg at http://127.0.0.1:9 cannot"):
+        prepare(LandCover.model_validate(content))
+
+
 def test_outputs_that_the_mapping_does_not_name_are_told(parameters: LandCover):
     rule = {"feature_type": "data", "name": "NDVI", "outputs": ["NDVI"]}
     changed = LandCover.model_validate(parameters.model_dump() | {"features": {"features": [rule]}})
@@ -287,6 +369,24 @@ def run(parameters: LandCover) -> Summary:
     summary = land_cover(**{name: getattr(parameters, name) for name in LandCover.model_fields})
     assert isinstance(summary, Summary)
     return summary
+
+
+def states(summary: Summary) -> dict[str, str]:
+    return {record.tile.name: record.state.value for record in summary.records}
+
+
+def add_far_tile(tiles: Path, folder: Path) -> Path:
+    """The tiles of a GeoPackage, and one that no scene reaches."""
+    frame = gpd.read_file(tiles, engine="pyogrio")
+    far = frame.iloc[[0]].assign(id=9, identifier="far", geometry=frame.geometry.iloc[[0]].translate(yoff=-200_000))
+    path = folder / "tiles.gpkg"
+    pd.concat([frame, far]).to_file(path, layer="tiles", engine="pyogrio")
+    return path
+
+
+def label_runs(runs: list[TaskRun], since: datetime) -> list[TaskRun]:
+    ours = [one for one in runs if one.name.startswith("reference-") and one.start_time and one.start_time > since]
+    return sorted((one for one in ours if one.end_time), key=lambda one: one.start_time)
 
 
 def patches(parameters: LandCover) -> Path:
