@@ -77,6 +77,7 @@ def localhub(
     """Serve the stand-in for Sentinel Hub and an S3 server, until Ctrl-C."""
     from flows.demo import servers
     from flows.terminal import watched
+    from localhub.server import ServerError
     from tasks.service import LOCALHUB_CLIENT
     from tasks.storage import LOCALHUB_S3_KEYS
 
@@ -90,7 +91,9 @@ def localhub(
             "The flow's default parameters use both. Ctrl-C stops them; their data stays.",
         )
         console.print("\n".join(lines), highlight=False, soft_wrap=True)
-        stop.wait()
+        while not stop.wait(1):
+            if not local.alive():
+                raise ServerError(f"A server ended by itself; its log lies in {folder}.")
 
 
 @app.command()

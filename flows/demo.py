@@ -4,7 +4,7 @@ The only place that starts servers. What they keep lies in one folder, so that a
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -40,10 +40,12 @@ class Servers:
     Attributes:
         base_url: of localhub.
         endpoint_url: of S3.
+        alive: whether both still run.
     """
 
     base_url: str
     endpoint_url: str
+    alive: Callable[[], bool]
 
 
 @contextmanager
@@ -66,7 +68,7 @@ def servers(folder: Path, archive: Path | None = None, *, port: int = 0, s3_port
             started.result()
         _fill_bucket(store, polygons)
         tell(SERVERS, 1, 1, f"localhub {hub.base_url}, S3 {store.endpoint_url}")
-        yield Servers(hub.base_url, store.endpoint_url)
+        yield Servers(hub.base_url, store.endpoint_url, lambda: hub.alive and store.alive)
 
 
 def demo(folder: Path) -> Summary:

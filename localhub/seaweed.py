@@ -52,6 +52,11 @@ class SeaweedFS:
         """Where S3 clients find the server."""
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def alive(self) -> bool:
+        """Whether the server runs."""
+        return self._process is not None and self._process.poll() is None
+
     def start(self) -> Self:
         """Start the server and wait until it answers.
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -30,12 +29,10 @@ class LocalHub:
 
     Args:
         settings: of the service.
-        log_to_stderr: where the child logs: to this process's standard error, else to `data_dir/localhub.log`.
     """
 
-    def __init__(self, settings: Settings, *, log_to_stderr: bool = False) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._log_to_stderr = log_to_stderr
         self._process: subprocess.Popen[str] | None = None
         self._base_url: str | None = None
 
@@ -59,15 +56,12 @@ class LocalHub:
     def start(self) -> Self:
         """Start the server and wait until it answers; raise ServerError with the end of its log when it does not."""
         self.settings.data_dir.mkdir(parents=True, exist_ok=True)
-        if self._log_to_stderr:
-            self._process = self._started(None)
-        else:
-            with self.log_path.open("a") as log:
-                self._process = self._started(log)
+        with self.log_path.open("a") as log:
+            self._process = self._started(log)
         self._base_url = self._announced(self._process)
         return self
 
-    def _started(self, log: IO[str] | None) -> subprocess.Popen[str]:
+    def _started(self, log: IO[str]) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             [sys.executable, "-m", "localhub"],
             stdin=subprocess.PIPE,
@@ -96,15 +90,13 @@ class LocalHub:
         return url
 
     def _log_tail(self) -> str:
-        if self._log_to_stderr:
-            return "See its log above."
         lines = self.log_path.read_text().splitlines()[-10:]
         return "\n".join([f"The end of {self.log_path}:", *lines])
 
-    def wait(self) -> None:
-        """Wait until the server ends by itself."""
-        if self._process is not None:
-            self._process.wait()
+    @property
+    def alive(self) -> bool:
+        """Whether the server runs."""
+        return self._process is not None and self._process.poll() is None
 
     def stop(self) -> None:
         """End the server and its workers, also in the middle of a job; jobs go on at the next start."""
@@ -134,30 +126,6 @@ class LocalHub:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-
-
-def serve(settings: Settings) -> None:
-    """Serve until SIGINT or SIGTERM, with the log on standard error; raise ServerError when the server ends earlier."""
-    stopped = threading.Event()
-    before = {number: signal.signal(number, lambda *_: _interrupt(stopped)) for number in _SIGNALS}
-    try:
-        with LocalHub(settings, log_to_stderr=True) as hub:
-            hub.wait()
-            raise ServerError("localhub ended by itself; see its log above.")
-    except KeyboardInterrupt:
-        if not stopped.is_set():
-            raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-def _interrupt(stopped: threading.Event) -> None:
-    stopped.set()
-    raise KeyboardInterrupt
 
 
 def _write_line(process: subprocess.Popen[str], line: str) -> None:

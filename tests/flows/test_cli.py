@@ -5,9 +5,12 @@ import subprocess
 import sysconfig
 from pathlib import Path
 
+import pytest
+import requests
 import yaml
 
 from flows.parameters import LandCover
+from localhub.sample import SampleInfo
 
 PROGRAM = Path(sysconfig.get_path("scripts")) / "eopatch-flow"
 NOWHERE = "http://127.0.0.1:9"
@@ -87,6 +90,19 @@ def test_a_plan_and_a_run_from_an_empty_folder(parameters: LandCover, tmp_path: 
     assert "nothing to buy" in after.stdout
     assert "a run would buy nothing" in after.stdout
     assert list(folder.iterdir()) == []
+
+
+def test_localhub_serves_an_archive_until_it_is_told_to_stop(small_sample: SampleInfo, tmp_path: Path):
+    arguments = ["localhub", "--folder", tmp_path, "--archive", small_sample.folder, "--port", "0", "--s3-port", "0"]
+    with subprocess.Popen([PROGRAM, *arguments], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        told = next(line for line in process.stdout if line.startswith("Sentinel Hub stand-in"))
+        url = next(word for word in told.split() if word.startswith("http://"))
+        assert requests.get(f"{url}/health", timeout=10).ok
+        process.terminate()
+        assert process.wait(30) == 0
+    with pytest.raises(requests.ConnectionError):
+        requests.get(f"{url}/health", timeout=10)
 
 
 def call(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:

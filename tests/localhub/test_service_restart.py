@@ -1,7 +1,5 @@
 """A localhub that ends in the middle of a job goes on with it, and repeats no tile that is done."""
 
-import subprocess
-import sys
 import time
 from datetime import datetime
 from pathlib import Path
@@ -75,16 +73,3 @@ def test_a_port_that_is_taken_is_said_with_the_log(hub: LocalHub, tmp_path: Path
 def test_the_address_is_known_only_while_it_runs(hub_settings: Settings) -> None:
     with pytest.raises(ServerError, match=r"call start\(\) first"):
         _ = LocalHub(hub_settings).base_url
-
-
-def test_serving_in_the_foreground_ends_with_a_signal(hub_settings: Settings, tmp_path: Path) -> None:
-    script = (
-        "import sys; from localhub.server import serve; from localhub.settings import Settings; "
-        "serve(Settings.model_validate_json(sys.argv[1]))"
-    )
-    settings = hub_settings.model_copy(update={"data_dir": tmp_path, "workers": 1}).model_dump_json()
-    with subprocess.Popen([sys.executable, "-c", script, settings], stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        assert any("localhub listens on http://127.0.0.1:" in line for line in process.stderr)
-        process.terminate()
-        assert process.wait(10) == 0
