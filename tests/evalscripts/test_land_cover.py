@@ -199,7 +199,7 @@ def test_a_pixel_outside_of_the_image_is_not_valid_though_its_mask_says_clear() 
 # -- declarations ------------------------------------------------------------------------------------------------------
 
 
-def test_inputs_and_outputs_are_those_of_the_contract() -> None:
+def test_inputs_and_outputs_are_those_that_conversion_expects() -> None:
     with Evalscript(TEMPLATE) as evalscript:
         setup = evalscript.setup
     uint16 = [Output(name, 25, "UINT16", None) for name in (*DEFAULTS["bands"], "NDVI", "NDWI", "NDBI")]
