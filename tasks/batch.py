@@ -6,7 +6,7 @@ known the request is looked up by its fingerprint, which stands in its descripti
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any, TypeVar
@@ -59,6 +59,12 @@ class Limits(BaseModel):
         examples=[0.98],
         ge=0,
         le=1,
+    )
+    buy_again: bool = Field(
+        default=False,
+        title="Buy again",
+        description="Order anew what an earlier request was paid for but failed to deliver. Its price counts in full.",
+        examples=[False],
     )
 
 
@@ -120,10 +126,30 @@ def find_job(client: BatchProcessClient, work: Work, storage: Storage) -> Job | 
     A finished request whose manifest is gone from the bucket does not count: its data has been removed.
     """
     ranked = {"DONE": 0, "PROCESSING": 1, "ANALYSIS_DONE": 2, "ANALYSING": 3, "CREATED": 4, "STOPPED": 5}
-    listed = call(lambda: list(client.iter_requests(sort="created:desc")))
-    ours = [job_of(request) for request in listed if f"[{work.fingerprint}]" in _description(request)]
+    ours = jobs_of(client, work)
     usable = [job for job in ours if job.status in ATTACHABLE and _has_data(job, work, storage)]
     return min(usable, key=lambda job: ranked[job.status], default=None)
+
+
+def jobs_of(client: BatchProcessClient, work: Work) -> list[Job]:
+    """Give all requests that have this work's fingerprint, newest first, whatever became of them."""
+    listed = call(lambda: list(client.iter_requests(sort="created:desc")))
+    return [job_of(request) for request in listed if f"[{work.fingerprint}]" in _description(request)]
+
+
+def check_not_paid(jobs: Iterable[Job], limits: Limits) -> None:
+    """Refuse to buy again, unasked, what failed after it had cost something.
+
+    Raises:
+        JobFailed: with the request, its reason and what it cost.
+    """
+    paid = [job for job in jobs if job.status == "FAILED" and job.cost_pu > 0]
+    if paid and not limits.buy_again:
+        job = paid[0]
+        raise JobFailed(
+            f"Request {job.id} for the same work failed after {job.cost_pu:,.1f} PU: {job.reason or 'no reason given'}."
+            " It is not bought again by itself; mend the cause, then set limits.buy_again."
+        )
 
 
 def create_job(client: BatchProcessClient, work: Work, storage: Storage) -> Job:
@@ -321,6 +347,7 @@ def find_or_create(work: Work, storage: Storage, service: Service, limits: Limit
     client = connect(service)
     job = find_job(client, work, storage)
     if job is None:
+        check_not_paid(jobs_of(client, work), limits)
         check_budget(price_pu, tiles, limits)
         job = create_job(client, work, storage)
     return job

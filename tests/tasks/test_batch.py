@@ -22,6 +22,7 @@ from tasks.batch import (
     Work,
     analyse_job,
     check_budget,
+    check_not_paid,
     create_job,
     find_job,
     find_or_create,
@@ -350,3 +351,13 @@ def test_localhub_keeps_no_key_in_its_list(hub: LocalHub, client: BatchProcessCl
     session = client.client.session.session_headers
     text = requests.get(f"{hub.base_url}/api/v2/batch/process", headers=session, timeout=10).text
     assert s3.secret_key not in text
+
+
+def test_what_failed_after_it_had_cost_something_is_bought_again_only_when_asked() -> None:
+    failed = Job("abc", "FAILED", reason="the bucket is gone", cost_pu=120)
+    with pytest.raises(
+        JobFailed, match=r"Request abc .* failed after 120.0 PU: the bucket is gone.*set limits.buy_again"
+    ):
+        check_not_paid([failed], Limits())
+    check_not_paid([failed], Limits(buy_again=True))
+    check_not_paid([replace(failed, cost_pu=0), replace(failed, status="DONE")], Limits())
