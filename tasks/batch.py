@@ -121,13 +121,17 @@ def process_request(
 
 
 def find_job(client: BatchProcessClient, work: Work, storage: Storage) -> Job | None:
-    """Find the request that has this work's fingerprint and can still deliver or has delivered; the best, then newest.
+    """Find the request for this work that can still deliver or has delivered; see :func:`best_job`."""
+    return best_job(jobs_of(client, work), work, storage)
+
+
+def best_job(jobs: Iterable[Job], work: Work, storage: Storage) -> Job | None:
+    """Pick the request that can still deliver or has delivered; the best, then newest.
 
     A finished request whose manifest is gone from the bucket does not count: its data has been removed.
     """
     ranked = {"DONE": 0, "PROCESSING": 1, "ANALYSIS_DONE": 2, "ANALYSING": 3, "CREATED": 4, "STOPPED": 5}
-    ours = jobs_of(client, work)
-    usable = [job for job in ours if job.status in ATTACHABLE and _has_data(job, work, storage)]
+    usable = [job for job in jobs if job.status in ATTACHABLE and _has_data(job, work, storage)]
     return min(usable, key=lambda job: ranked[job.status], default=None)
 
 
@@ -345,9 +349,10 @@ def _specification(url: str, storage: Storage, **access: str) -> AccessSpecifica
 def find_or_create(work: Work, storage: Storage, service: Service, limits: Limits, price_pu: float, tiles: int) -> Job:
     """Attach to the request that does this work already, or create it if its price is within the limits."""
     client = connect(service)
-    job = find_job(client, work, storage)
+    jobs = jobs_of(client, work)
+    job = best_job(jobs, work, storage)
     if job is None:
-        check_not_paid(jobs_of(client, work), limits)
+        check_not_paid(jobs, limits)
         check_budget(price_pu, tiles, limits)
         job = create_job(client, work, storage)
     return job
