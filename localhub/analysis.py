@@ -18,8 +18,9 @@ from localhub.errors import RequestFailed
 from localhub.featurefiles import write_manifest
 from localhub.objectstore import Access, Bucket
 from localhub.payload import Bounds, CreateRequest, GeoPackageInput, TilingGridInput
+from localhub.render import open_archive
 from localhub.store import Feature
-from localhub.worker import open_archive, targets
+from localhub.worker import targets
 from tasks.grid import Tile, tiles_of_geopackage, tiles_of_grid
 
 _EDGE_PARTS = 100  # an area's longest side is cut into so many edges before it is reprojected

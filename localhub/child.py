@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import uvicorn
 
-from localhub.app import create_app
+from localhub.api.app import create_app
 from localhub.settings import Settings
 
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"

@@ -15,8 +15,9 @@ from localhub.archive import Archive
 from localhub.errors import RequestFailed
 from localhub.objectstore import Access
 from localhub.payload import Processing, parse_create_request
+from localhub.render import read_samples
 from localhub.seaweed import SeaweedFS
-from localhub.worker import FeatureTask, Outcome, process_feature, read_samples
+from localhub.worker import FeatureTask, Outcome, process_feature
 from tasks.grid import Tile, lonlat_outline
 from tests.localhub.batch_requests import RED, access, process_request
 
