@@ -143,4 +143,5 @@ def _with_secrets(settings: Settings) -> dict[str, Any]:
     return settings.model_dump(mode="json") | {
         "s3_secret_key": settings.s3_secret_key.get_secret_value(),
         "client_secret": settings.client_secret.get_secret_value(),
+        "other_clients": {name: secret.get_secret_value() for name, secret in settings.other_clients.items()},
     }

@@ -5,6 +5,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
+from localhub.faults import Faults
+
 
 class Settings(BaseModel):
     """Settings of one localhub; the defaults serve the loopback interface only."""
@@ -29,6 +31,15 @@ class Settings(BaseModel):
     """OAuth client that may use the service. Each client id is an account of its own."""
     client_secret: SecretStr = SecretStr("localhub")
     """Secret of that OAuth client."""
+    other_clients: dict[str, SecretStr] = {}
+    """More OAuth clients: secret by client id."""
+    account_pu: float | None = Field(default=None, ge=0)
+    """Processing units of an account when it is made, at the first token; None never ends."""
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    """Requests that an account may make in a minute; more are answered with 429. None does not count."""
+    provider: Literal["aws", "cdse"] = "aws"
+    """Whose deployment to be: `aws` has CLM and CLP and takes IAM roles; `cdse`, the Copernicus Data Space Ecosystem, has
+    neither and wants an access key."""
     token_seconds: int = Field(default=3600, ge=1)
     """Life of an access token. `sentinelhub` asks for a new one before every call when it is 120 or less."""
     workers: int = Field(default=2, ge=1)
@@ -43,3 +54,5 @@ class Settings(BaseModel):
     """Least time between two uploads of a running job's execution database."""
     no_data_output: Literal["none", "zeros"] = "none"
     """What a feature without any scene delivers: nothing, or rasters of zeros and an empty userdata.json."""
+    faults: Faults = Faults()
+    """What goes wrong from the start; the admin endpoint changes it while it runs."""

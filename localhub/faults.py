@@ -1,0 +1,91 @@
+"""Faults on demand: what localhub does wrong when it is told to, so that a client can be shown to survive it.
+
+Everything is deterministic: a fault counts requests, tiles or seconds and never rolls dice. Without any fault localhub is
+the service as it should be.
+"""
+
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Operation = Literal[
+    "token", "create", "list", "get", "update", "analyse", "start", "stop", "grids", "catalog", "process", "any"
+]
+"""Kinds of requests; `any` is each of them but `token`."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ApiFault(_Model):
+    """What goes wrong with requests of one kind. The first fault of the list that is due is the one that happens."""
+
+    operation: Operation = "any"
+    """The requests that it is about."""
+    status: int | None = Field(default=None, ge=400, le=599)
+    """Answer with this status and the service's error body; None gives the true answer."""
+    executed: bool = False
+    """Carry the request out before it fails: a create that is answered with 502 and yet has bought."""
+    seconds: float = Field(default=0, ge=0, le=3600)
+    """Time before the answer; longer than the client's patience, and it hangs."""
+    retry_after_ms: int | None = Field(default=None, ge=0)
+    """Header `Retry-After`, in milliseconds as the service sends it."""
+    skip: int = Field(default=0, ge=0)
+    """Requests of that kind that pass before."""
+    times: int | None = Field(default=1, ge=1)
+    """Requests that it hits; None hits all that follow."""
+
+
+class TileFault(_Model):
+    """What goes wrong with tiles whose name matches."""
+
+    kind: Literal["fatal", "no_data", "undelivered", "truncated", "missing"]
+    """`fatal`: tries fail. `no_data`: as if there were no scene. `undelivered`: DONE before its files are in the bucket.
+    `truncated`, `missing`: DONE and delivered, with half of the file, or without it."""
+    tile: str = "*"
+    """Name, with * and ? as wildcards."""
+    output: str = "*"
+    """Outputs that `truncated` and `missing` are about, with wildcards."""
+    times: int | None = Field(default=None, ge=1)
+    """`fatal`: tries that fail before one succeeds; None fails for ever."""
+    seconds: float | None = Field(default=None, ge=0)
+    """`undelivered`: time from DONE to the delivery; None never delivers."""
+
+    def concerns(self, tile: str) -> bool:
+        """Tell whether the fault is about the tile of that name."""
+        return fnmatchcase(tile, self.tile)
+
+
+class DatabaseFault(_Model):
+    """What is wrong with the execution database in the bucket."""
+
+    place: Literal["root", "request", "bucket"] = "root"
+    """Where it is put: where the delivery's path ends before its first placeholder, in a folder of the request's id below
+    that, or at the top of the bucket. The documentation's pages differ in this."""
+    torn_uploads: int = Field(default=0, ge=0)
+    """So many uploads at the beginning hold the first half of the file, as if caught in the middle."""
+    stale_seconds: float = Field(default=0, ge=0)
+    """The copy in the bucket shows what was true so many seconds ago, also after the job has ended."""
+
+
+class Faults(_Model):
+    """All faults of a localhub."""
+
+    api: tuple[ApiFault, ...] = ()
+    """Of requests, in order of precedence."""
+    tiles: tuple[TileFault, ...] = ()
+    """Of tiles."""
+    database: DatabaseFault = DatabaseFault()
+    """Of the execution database."""
+    hidden_from_get_seconds: float = Field(default=0, ge=0)
+    """So long after its creation a request is answered with 404."""
+    hidden_from_list_seconds: float = Field(default=0, ge=0)
+    """So long after its creation a request is absent from the list."""
+    tile_seconds: float = Field(default=0, ge=0)
+    """A job's tiles end one by one, at least so many seconds apart."""
+    out_of_pu_after_tiles: int | None = Field(default=None, ge=0)
+    """A job is STOPPED with OUT_OF_PU when so many of its tiles have been processed since it was started."""
+    unhealthy_after_tiles: int | None = Field(default=None, ge=0)
+    """A job is STOPPED with UNHEALTHY when so many of its tiles have been processed since it was started."""
