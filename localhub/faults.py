@@ -1,7 +1,7 @@
 """Faults on demand: what localhub does wrong when it is told to, so that a client can be shown to survive it.
 
-Everything is deterministic: a fault counts requests, tiles or seconds and never rolls dice. Without any fault localhub is
-the service as it should be.
+Everything is deterministic: a fault counts requests, tiles or seconds and never rolls dice. Without any fault localhub
+is the service as it should be.
 """
 
 from fnmatch import fnmatchcase
@@ -42,7 +42,7 @@ class TileFault(_Model):
     """What goes wrong with tiles whose name matches."""
 
     kind: Literal["fatal", "no_data", "undelivered", "truncated", "missing"]
-    """`fatal`: tries fail. `no_data`: as if there were no scene. `undelivered`: DONE before its files are in the bucket.
+    """`fatal`: tries fail. `no_data`: as if there were no scene. `undelivered`: DONE before its files are there.
     `truncated`, `missing`: DONE and delivered, with half of the file, or without it."""
     tile: str = "*"
     """Name, with * and ? as wildcards."""
@@ -62,8 +62,8 @@ class DatabaseFault(_Model):
     """What is wrong with the execution database in the bucket."""
 
     place: Literal["root", "request", "bucket"] = "root"
-    """Where it is put: where the delivery's path ends before its first placeholder, in a folder of the request's id below
-    that, or at the top of the bucket. The documentation's pages differ in this."""
+    """Where it is put: where the delivery's path ends before its first placeholder, in a folder of the request's id
+    below that, or at the top of the bucket. The documentation's pages differ in this."""
     torn_uploads: int = Field(default=0, ge=0)
     """So many uploads at the beginning hold the first half of the file, as if caught in the middle."""
     stale_seconds: float = Field(default=0, ge=0)

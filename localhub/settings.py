@@ -38,8 +38,8 @@ class Settings(BaseModel):
     requests_per_minute: int | None = Field(default=None, ge=1)
     """Requests that an account may make in a minute; more are answered with 429. None does not count."""
     provider: Literal["aws", "cdse"] = "aws"
-    """Whose deployment to be: `aws` has CLM and CLP and takes IAM roles; `cdse`, the Copernicus Data Space Ecosystem, has
-    neither and wants an access key."""
+    """Whose deployment to be: `aws` has CLM and CLP and takes IAM roles; `cdse`, the Copernicus Data Space Ecosystem,
+    has neither and wants an access key."""
     token_seconds: int = Field(default=3600, ge=1)
     """Life of an access token. `sentinelhub` asks for a new one before every call when it is 120 or less."""
     workers: int = Field(default=2, ge=1)

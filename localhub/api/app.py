@@ -1,0 +1,69 @@
+"""The HTTP application: its routers, its life and its answers to errors."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from localhub.api import batch, grids, oauth
+from localhub.api.common import Service, asking_account
+from localhub.errors import ApiError, bad_payload
+from localhub.runner import Runner
+from localhub.settings import Settings
+from localhub.store import Store
+
+BATCH_PREFIXES = ("/api/v2/batch", "/batch/v2")
+"""Where clients look for the API: the first is that of `sentinelhub`, the second that of the description."""
+
+_HTTP_CODES = {
+    401: "COMMON_UNAUTHORIZED",
+    403: "COMMON_INSUFFICIENT_PERMISSIONS",
+    404: "COMMON_NOT_FOUND",
+    405: "COMMON_METHOD_NOT_ALLOWED",
+    415: "COMMON_UNSUPPORTED_MEDIA_TYPE",
+}
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Return the application; its lifespan opens the store, starts the workers and ends both."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        store = Store(settings.data_dir)
+        runner = Runner(settings, store)
+        runner.start()
+        app.state.service = Service(settings, store, runner, store.signing_key())
+        yield
+        runner.close()
+        store.close()
+
+    app = FastAPI(title="localhub", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_api_route("/health", _health)
+    app.include_router(oauth.router())
+    for prefix in BATCH_PREFIXES:
+        for routes in (batch.router(), grids.router()):
+            app.include_router(routes, prefix=prefix, dependencies=[Depends(asking_account)])
+    for kind in (ApiError, HTTPException, RequestValidationError, Exception):
+        app.add_exception_handler(kind, _answer)
+    return app
+
+
+def _health() -> dict[str, str]:
+    return {"status": "ok"}
+
+
+async def _answer(_request: Request, error: Exception) -> Response:
+    """Answer any error in the shape of the service's error body."""
+    match error:
+        case ApiError():
+            return JSONResponse(error.body(), error.status)
+        case HTTPException(status_code=status):
+            code = _HTTP_CODES.get(status, "COMMON_EXCEPTION")
+            return JSONResponse(ApiError(status, str(error.detail), code).body(), status, headers=error.headers)
+        case RequestValidationError():
+            notes = {".".join(str(part) for part in detail["loc"]): str(detail["msg"]) for detail in error.errors()}
+            return JSONResponse(bad_payload("A parameter of the request is invalid.", notes).body(), 400)
+    return JSONResponse(ApiError(500, "Internal error of localhub; see its log.", "COMMON_EXCEPTION").body(), 500)

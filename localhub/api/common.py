@@ -1,0 +1,119 @@
+"""What every route shares: the service behind it, who asks, the JSON body, and pages of lists.
+
+Bodies and links: research note batch-v2, sections 2.1 and 2.10, and the published OpenAPI description.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+from fastapi import Depends, Request
+from starlette.datastructures import UploadFile
+
+from localhub.auth import Account, bearer_account
+from localhub.errors import ApiError, bad_payload
+from localhub.runner import Runner
+from localhub.settings import Settings
+from localhub.store import Store
+
+PAGE_LIMIT = 100
+"""Most entries of one page of a list."""
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What the routes work with."""
+
+    settings: Settings
+    store: Store
+    runner: Runner
+    signing_key: bytes
+
+
+def service_of(request: Request) -> Service:
+    """Return the service that a request has reached."""
+    service: Service = request.app.state.service
+    return service
+
+
+Served = Annotated[Service, Depends(service_of)]
+
+
+def asking_account(request: Request, service: Served) -> Account:
+    """Return the account whose token a request carries; raise the API's 401 without one."""
+    return bearer_account(request.headers.get("authorization"), service.signing_key)
+
+
+Asking = Annotated[Account, Depends(asking_account)]
+
+
+async def _payload(request: Request) -> dict[str, Any]:
+    """Return the JSON object of a body; a multipart one has it in the part `request`, the script beside it."""
+    media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if media_type == "multipart/form-data":
+        return await _multipart_payload(request)
+    if media_type != "application/json":
+        raise ApiError(415, f"Content type '{media_type}' is not accepted; send JSON.", "COMMON_UNSUPPORTED_MEDIA_TYPE")
+    return _json_object(await request.body())
+
+
+async def _multipart_payload(request: Request) -> dict[str, Any]:
+    form = await request.form()
+    payload = _json_object(await _part(form.get("request")))
+    evalscript = await _part(form.get("evalscript"))
+    process_request = payload.get("processRequest")
+    if evalscript and isinstance(process_request, dict):
+        process_request["evalscript"] = evalscript.decode()
+    return payload
+
+
+async def _part(value: UploadFile | str | None) -> bytes:
+    return await value.read() if isinstance(value, UploadFile) else (value or "").encode()
+
+
+def _json_object(body: bytes) -> dict[str, Any]:
+    try:
+        payload = json.loads(body, parse_constant=_refuse_constant)
+    except ValueError as error:  # malformed JSON or UTF-8
+        raise bad_payload(f"The body is not JSON: {error}") from error
+    if not isinstance(payload, dict):
+        raise bad_payload(f"The body must be a JSON object, not a {type(payload).__name__}.")
+    return payload
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+Payload = Annotated[dict[str, Any], Depends(_payload)]
+
+
+# ---- pages of lists ----
+
+
+def page_asked(request: Request) -> tuple[int, int]:
+    """Return (count, offset) as asked; anything but a number counts as absent: lists have no 400."""
+    count = _number(request.query_params.get("count"), PAGE_LIMIT)
+    return min(max(count, 1), PAGE_LIMIT), _number(request.query_params.get("viewtoken"), 0)
+
+
+def _number(text: str | None, default: int) -> int:
+    return int(text) if text and text.isascii() and text.isdecimal() and len(text) < 10 else default
+
+
+def page(request: Request, found: Sequence[dict[str, Any]], count: int, offset: int) -> dict[str, Any]:
+    """Return a page with its links; `found` starts at `offset` and has one entry more when there is a next page."""
+    links = {"@id": _page_url(request, offset), "currentToken": str(offset)}
+    if len(found) > count:
+        links |= {"nextToken": str(offset + count), "next": _page_url(request, offset + count)}
+    if offset > 0:
+        previous = max(0, offset - count)
+        links |= {"previousToken": str(previous), "previous": _page_url(request, previous)}
+    return {"data": list(found[:count]), "links": links}
+
+
+def _page_url(request: Request, offset: int) -> str:
+    query = {**request.query_params, "viewtoken": str(offset)}
+    return str(request.url.replace(query=urlencode(query)))

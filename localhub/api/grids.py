@@ -1,0 +1,47 @@
+"""Tiling grids of the Batch Processing API v2: the list and each grid."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from localhub.api.common import page, page_asked
+from localhub.errors import bad_payload
+from tasks.grid import GRIDS, TilingGrid
+
+
+def router() -> APIRouter:
+    """Return the routes, below the API's prefix."""
+    routes = APIRouter()
+    for path in ("/tilinggrids", "/tilinggrids/"):
+        routes.add_api_route(path, _list_grids, methods=["GET"])
+    routes.add_api_route("/tilinggrids/{grid_id}", _get_grid, methods=["GET"])
+    return routes
+
+
+def _list_grids(request: Request) -> dict[str, Any]:
+    count, offset = page_asked(request)
+    grids = [_grid_view(grid) for _, grid in sorted(GRIDS.items())]
+    return page(request, grids[offset : offset + count + 1], count, offset)
+
+
+def _get_grid(grid_id: str) -> dict[str, Any]:
+    grid = GRIDS.get(int(grid_id)) if grid_id.isdecimal() and grid_id.isascii() else None
+    if grid is None:
+        raise bad_payload(f"Tiling grid {grid_id} is not offered; choose one of {sorted(GRIDS)}.")
+    return _grid_view(grid)
+
+
+def _grid_view(grid: TilingGrid) -> dict[str, Any]:
+    return {
+        "id": grid.id,
+        "name": grid.name,
+        "properties": {
+            "tileWidth": grid.tile_size_m,
+            "tileHeight": grid.tile_size_m,
+            "chunkWidth": grid.chunk_width,
+            "chunkHeight": grid.chunk_height,
+            "resolutions": list(grid.resolutions_m),
+            "singleCrs": False,
+            "unit": "METRE",
+        },
+    }

@@ -1,0 +1,134 @@
+"""From scenes to results on a tile's grid: which scenes count, their samples, and the script over them.
+
+Memory is bounded by a block of rows, not by the tile.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rasterio.windows import Window
+
+from localhub.archive import DATA_MASK, Archive, Scene
+from localhub.engine import Evalscript, Plan, SceneInfo
+from localhub.payload import Data, Processing
+from localhub.reader import ResamplingName, read_band, read_data_mask
+from localhub.sentinel2 import resampling
+from tasks.grid import Tile, lonlat_outline
+
+
+@lru_cache(maxsize=4)
+def open_archive(folder: Path, _job_id: str) -> Archive:
+    """Return the archive, read once for each job and process: scenes added meanwhile count for later jobs."""
+    return Archive.open(folder)
+
+
+def find_scenes(archive: Archive, data: Data, tile: Tile) -> list[Scene]:
+    """Return the scenes of a request's collection that meet a tile, in mosaicking order."""
+    wanted = data.data_filter
+    return archive.search(
+        data.type,
+        wanted.time_range.from_,
+        wanted.time_range.to,
+        lonlat_outline(tile),
+        wanted.max_cloud_coverage,
+        wanted.mosaicking_order,
+    )
+
+
+def prepare(script: Evalscript, data: Data, scenes: Sequence[Scene], requested: set[str]) -> Plan:
+    """Let the script see its scenes and choose among them; `requested` are the ids of the rasters to make."""
+    infos = [
+        SceneInfo(scene.datetime, scene.cloud_cover, f"localhub://{scene.collection}/{scene.id}") for scene in scenes
+    ]
+    period = data.data_filter.time_range
+    return script.prepare(infos, period.from_, period.to, requested=requested)
+
+
+def _info(scene: Scene) -> SceneInfo:
+    return SceneInfo(scene.datetime, scene.cloud_cover, f"localhub://{scene.collection}/{scene.id}")
+
+
+def render(
+    script: Evalscript,
+    plan: Plan,
+    scenes: Sequence[Scene],
+    tile: Tile,
+    processing: Processing,
+    block_bytes: int,
+    write: Callable[[int, Mapping[str, NDArray[Any]]], None],
+) -> None:
+    """Evaluate the script in blocks of rows; `write` gets the first row, and (bands, rows, columns) by output id."""
+    bands = list(script.setup.bands)
+    for window in _row_blocks(tile, _row_bytes(tile, plan, len(bands)), block_bytes):
+        samples = read_samples(scenes, plan.samples, bands, tile, window, processing)
+        write(window.row_off, script.evaluate(samples))
+
+
+def _row_bytes(tile: Tile, plan: Plan, bands: int) -> int:
+    """Estimate the bytes of one row of samples, or of results where these are more; samples are 16-bit at most."""
+    inputs = 2 * bands * len(plan.samples)
+    outputs = sum(output.bands * output.dtype.itemsize for output in plan.outputs)
+    return int(tile.width * max(inputs, outputs))
+
+
+def _row_blocks(tile: Tile, row_bytes: int, block_bytes: int) -> Iterator[Window]:
+    rows = max(1, block_bytes // max(1, row_bytes))
+    for first in range(0, tile.height, rows):
+        yield Window(0, first, tile.width, min(rows, tile.height - first))
+
+
+def read_samples(
+    scenes: Sequence[Scene],
+    samples: Sequence[Sequence[int]],
+    bands: Sequence[str],
+    tile: Tile,
+    window: Window,
+    processing: Processing,
+) -> dict[str, NDArray[Any]]:
+    """Return (samples, height, width) for each band, as stored, and 0 where there is no data.
+
+    A sample's scenes mosaic in their order: each pixel is the first scene's that has data there.
+    """
+    shape = (len(samples), int(window.height), int(window.width))
+    methods = _methods(bands, tile, processing)
+    result: dict[str, NDArray[Any]] = {}
+    for position, members in enumerate(samples):
+        missing = np.ones(shape[1:], bool)
+        for scene in (scenes[index] for index in members):
+            fill = missing & (read_data_mask(scene, tile, window) != 0)
+            if fill.any():
+                _fill(result, shape, position, fill, scene, methods, tile, window)
+                missing &= ~fill
+            if not missing.any():
+                break
+    return {band: result.get(band, np.zeros(shape, np.uint16)) for band in bands}
+
+
+def _methods(bands: Sequence[str], tile: Tile, processing: Processing) -> dict[str, ResamplingName]:
+    resolution = min(tile.resolution)
+    return {band: resampling(band, resolution, processing.upsampling, processing.downsampling) for band in bands}
+
+
+def _fill(
+    result: dict[str, NDArray[Any]],
+    shape: tuple[int, int, int],
+    position: int,
+    fill: NDArray[np.bool_],
+    scene: Scene,
+    methods: Mapping[str, ResamplingName],
+    tile: Tile,
+    window: Window,
+) -> None:
+    """Copy a scene's pixels into one sample of every band, where `fill` says so."""
+    for band, method in methods.items():
+        values = fill.astype(np.uint8) if band == DATA_MASK else read_band(scene, band, tile, window, resampling=method)
+        kept = result.get(band)
+        if kept is None:
+            kept = result[band] = np.zeros(shape, values.dtype)
+        elif not np.can_cast(values.dtype, kept.dtype):
+            kept = result[band] = kept.astype(np.promote_types(kept.dtype, values.dtype))
+        np.copyto(kept[position], values, where=fill)
