@@ -89,3 +89,19 @@ class Faults(_Model):
     """A job is STOPPED with OUT_OF_PU when so many of its tiles have been processed since it was started."""
     unhealthy_after_tiles: int | None = Field(default=None, ge=0)
     """A job is STOPPED with UNHEALTHY when so many of its tiles have been processed since it was started."""
+
+
+class FaultBook:
+    """The faults that hold now: those of the settings until somebody sets others. Safe to use from several threads."""
+
+    def __init__(self, faults: Faults) -> None:
+        self._current = faults
+
+    @property
+    def current(self) -> Faults:
+        """The faults that hold now; ask again each time, they change while localhub runs."""
+        return self._current
+
+    def set(self, faults: Faults) -> None:
+        """Let other faults hold from now on."""
+        self._current = faults

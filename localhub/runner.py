@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from localhub import jobs
 from localhub.analysis import AnalysisTask, analyse
 from localhub.errors import RequestFailed, StoreError
+from localhub.faults import FaultBook
 from localhub.featurefiles import execution_database
 from localhub.jobs import Action, Job, Status
 from localhub.objectstore import Bucket
@@ -51,9 +52,10 @@ class _Run:
 class Runner:
     """Carries jobs on. `wake` it after every user action; it resumes what was active when it starts."""
 
-    def __init__(self, settings: Settings, store: Store) -> None:
+    def __init__(self, settings: Settings, store: Store, faults: FaultBook) -> None:
         self._settings = settings
         self._store = store
+        self._faults = faults
         self._scratch = settings.data_dir / "scratch"
         self._pool: WorkerPool | None = None
         self._active: dict[str, threading.Thread] = {}

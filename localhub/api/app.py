@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from localhub.api import batch, grids, oauth
 from localhub.api.common import Service, asking_account
 from localhub.errors import ApiError, bad_payload
+from localhub.faults import FaultBook
 from localhub.runner import Runner
 from localhub.settings import Settings
 from localhub.store import Store
@@ -33,9 +34,10 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         store = Store(settings.data_dir)
-        runner = Runner(settings, store)
+        faults = FaultBook(settings.faults)
+        runner = Runner(settings, store, faults)
         runner.start()
-        app.state.service = Service(settings, store, runner, store.signing_key())
+        app.state.service = Service(settings, store, runner, faults, store.signing_key())
         yield
         runner.close()
         store.close()

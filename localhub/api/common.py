@@ -14,6 +14,7 @@ from starlette.datastructures import UploadFile
 
 from localhub.auth import Account, bearer_account
 from localhub.errors import ApiError, bad_payload
+from localhub.faults import FaultBook
 from localhub.runner import Runner
 from localhub.settings import Settings
 from localhub.store import Store
@@ -29,6 +30,7 @@ class Service:
     settings: Settings
     store: Store
     runner: Runner
+    faults: FaultBook
     signing_key: bytes
 
 
