@@ -10,7 +10,7 @@ import secrets
 import sqlite3
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -45,13 +45,18 @@ _UPDATE_JOB = (
 )
 _SET_FEATURE = "REPLACE INTO features VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _FIND_JOBS = (
-    "SELECT * FROM jobs WHERE account_id = ? "
-    "AND instr(lower(id || ' ' || coalesce(json_extract(request, '$.description'), '')), lower(?)) "
+    f"SELECT * FROM jobs WHERE account_id = ? AND {_FOUND} "  # noqa: S608 (a constant)
+_FOUND = "instr(lower(id || ' ' || coalesce(json_extract(request, '$.description'), '')), lower(?))"
     "ORDER BY {order} LIMIT ? OFFSET ?"
 )
 _ORDERS = {
     "created": "created, rowid",
     "created:desc": "created DESC, rowid DESC",
+_NEWEST_JOBS = f"SELECT * FROM jobs WHERE {_FOUND} ORDER BY created DESC, rowid DESC LIMIT ? OFFSET ?"  # noqa: S608
+_FEATURE_GROUPS = (
+    "SELECT job_id, status, error IS NOT NULL, delivered, begun, count(*) FROM features WHERE job_id IN ({marks}) "
+    "GROUP BY 1, 2, 3, 4, 5"
+)
     "status": "status, created, rowid",
     "status:desc": "status DESC, created, rowid",
 }
@@ -90,6 +95,19 @@ class Progress:
 
 class Store:
     """The database and the credential files below a folder. Safe to use from several threads of one process."""
+
+@dataclass(frozen=True, slots=True)
+class FeatureGroup:
+    """The features of a job that are alike, counted."""
+
+    job_id: str
+    status: str
+    error: bool
+    """They have an error text."""
+    delivered: bool
+    begun: bool
+    count: int
+
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -186,10 +204,22 @@ class Store:
         with self._transaction() as database:
             database.execute(_SET_FEATURE, (job_id, *_feature_values(feature)))
 
-    def features(self, job_id: str) -> list[Feature]:
-        """Return a job's features in order."""
+    def features(self, job_id: str, *, every: int = 1) -> list[Feature]:
+        """Return a job's features in order; of many, only each `every`-th."""
+        statement = "SELECT * FROM features WHERE job_id = ? AND number % ? = 0 ORDER BY number"
+        return [_feature(row) for row in self._rows(statement, [job_id, every])]
+
+    def failed_features(self, job_id: str, count: int) -> list[Feature]:
+        """Return the first `count` features of a job that are FATAL."""
+        statement = "SELECT * FROM features WHERE job_id = ? AND status = 'FATAL' ORDER BY number LIMIT ?"
+        return [_feature(row) for row in self._rows(statement, [job_id, count])]
+
+    def feature_groups(self, job_ids: Sequence[str]) -> list[FeatureGroup]:
+        """Return how many features of some jobs are alike in state."""
+        marks = ", ".join("?" * len(job_ids))
         return [
-            _feature(row) for row in self._rows("SELECT * FROM features WHERE job_id = ? ORDER BY number", [job_id])
+            FeatureGroup(row[0], row[1], bool(row[2]), bool(row[3]), bool(row[4]), row[5])
+            for row in self._rows(_FEATURE_GROUPS.format(marks=marks), job_ids)
         ]
 
     def pending(self, job_id: str, after: int, count: int) -> list[Feature]:
@@ -216,6 +246,15 @@ def _time(value: datetime | None) -> str | None:
 def _job_values(job: Job) -> tuple[Any, ...]:
     return (
         job.id,
+    def newest_jobs(self, *, search: str, count: int, offset: int) -> list[Job]:
+        """Return a page of all accounts' jobs whose id or description contains `search`, newest first."""
+        return [_job(row) for row in self._rows(_NEWEST_JOBS, [search, count, offset])]
+
+    def job_counts(self) -> dict[Status, int]:
+        """Return how many jobs there are of each status that occurs."""
+        rows = self._rows("SELECT status, count(*) FROM jobs GROUP BY status")
+        return {Status(status): count for status, count in rows}
+
         job.account_id,
         json.dumps(job.request),
         _time(job.created),
