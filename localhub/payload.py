@@ -19,7 +19,7 @@ from localhub.delivery import Template, parse_s3_url, parse_template
 from localhub.errors import ApiError, bad_payload
 from localhub.reader import ResamplingName
 from localhub.sentinel2 import ALIASES
-from tasks.grid import GRIDS
+from tasks.grid import grid_with
 
 WGS84 = 4326
 _OTHER_CRS = (
@@ -231,13 +231,7 @@ class TilingGridInput(_Model):
 
     @model_validator(mode="after")
     def _is_offered(self) -> Self:
-        grid = GRIDS.get(self.id)
-        if grid is None:
-            raise ValueError(f"Tiling grid {self.id} is not offered; choose one of {sorted(GRIDS)}")
-        if self.resolution not in grid.resolutions_m:
-            offered = ", ".join(f"{resolution:g}" for resolution in grid.resolutions_m)
-            asked = f"Resolution {self.resolution:g} m is not offered by tiling grid {self.id}"
-            raise ValueError(f"{asked} ({grid.name}); choose {offered}")
+        grid_with(self.id, self.resolution)
         return self
 
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 
 from localhub.api.common import page, page_asked
 from localhub.errors import bad_payload
-from tasks.grid import GRIDS, TilingGrid
+from tasks.grid import GRIDS, TilingGrid, known_grids
 
 
 def router() -> APIRouter:
@@ -27,7 +27,7 @@ def _list_grids(request: Request) -> dict[str, Any]:
 def _get_grid(grid_id: str) -> dict[str, Any]:
     grid = GRIDS.get(int(grid_id)) if grid_id.isdecimal() and grid_id.isascii() else None
     if grid is None:
-        raise bad_payload(f"Tiling grid {grid_id} is not offered; choose one of {sorted(GRIDS)}.")
+        raise bad_payload(f"Tiling grid {grid_id} is not known; choose one of {known_grids()}.")
     return _grid_view(grid)
 
 
@@ -36,12 +36,12 @@ def _grid_view(grid: TilingGrid) -> dict[str, Any]:
         "id": grid.id,
         "name": grid.name,
         "properties": {
-            "tileWidth": grid.tile_size_m,
-            "tileHeight": grid.tile_size_m,
+            "tileWidth": grid.tile_size,
+            "tileHeight": grid.tile_size,
             "chunkWidth": grid.chunk_width,
             "chunkHeight": grid.chunk_height,
-            "resolutions": list(grid.resolutions_m),
-            "singleCrs": False,
-            "unit": "METRE",
+            "resolutions": list(grid.resolutions),
+            "singleCrs": grid.single_crs,
+            "unit": grid.unit,
         },
     }

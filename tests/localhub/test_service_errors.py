@@ -130,11 +130,11 @@ DATA = "processRequest.input.data.0"
     ("change", "field", "note"),
     [
         (put("processRequest", None), "processRequest", "Field required"),
-        (put("input.id", 4), "input.tiling-grid", r"Tiling grid 4 is not offered; choose one of \[0, 1"),
+        (put("input.id", 4), "input.tiling-grid", r"Tiling grid 4 is not known; choose one of 0 \(20km grid\), 1"),
         (
             put("input.resolution", 15),
             "input.tiling-grid",
-            r"Resolution 15 m is not offered by tiling grid 1 \(10km grid\); choose 10, 20",
+            r"Resolution 15 m is not offered by tiling grid 1 \(10km grid\); choose 10 or 20 m",
         ),
         (put("input.bufferX", -1), "input.tiling-grid.bufferX", "greater than or equal to 0"),
         (put("input.id", "1"), "input.tiling-grid.id", "valid integer"),
@@ -165,7 +165,7 @@ DATA = "processRequest.input.data.0"
         ),
         (put("output.type", "zarr"), "output.type", "zarr output is not offered by this version of localhub"),
         (put("output.delivery", {"gs": {}}), "output.delivery.s3", "Field required"),
-        (put("output.delivery.s3.url", "s3://bucket/<tileId>.tif"), "request", "unknown placeholder <tileId>"),
+        (put("output.delivery.s3.url", "s3://bucket/<tile>.tif"), "request", "unknown placeholder <tile>"),
         (
             put("output.delivery.s3.secretAccessKey", None),
             "output.delivery.s3",
