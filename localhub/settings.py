@@ -53,6 +53,6 @@ class Settings(BaseModel):
     upload_seconds: float = Field(default=1, gt=0)
     """Least time between two uploads of a running job's execution database."""
     no_data_output: Literal["none", "zeros"] = "none"
-    """What a feature without any scene delivers: nothing, or rasters of zeros and an empty userdata.json."""
+    """What a feature without any scene delivers: nothing, or rasters of zeros and the script's userdata.json."""
     faults: Faults = Faults()
     """What goes wrong from the start; the admin endpoint changes it while it runs."""

@@ -67,7 +67,7 @@ def process_feature(task: FeatureTask) -> Outcome:
     ):
         plan = prepare(script, data, scenes, _requested(task))
         if not scenes:
-            return _without_data(task, plan, Path(folder))
+            return _without_data(task, script, plan, Path(folder))
         _evaluate(task, script, plan, scenes, Path(folder))
         return Outcome(None, delivered=True, cost_pu=_cost(task, script.setup, plan))
 
@@ -111,12 +111,12 @@ def _evaluate(task: FeatureTask, script: Evalscript, plan: Plan, scenes: Sequenc
     _deliver(task, stack, script.user_data())
 
 
-def _without_data(task: FeatureTask, plan: Plan, folder: Path) -> Outcome:
+def _without_data(task: FeatureTask, script: Evalscript, plan: Plan, folder: Path) -> Outcome:
     if task.deliver_zeros:
         stack = RasterStack(folder, task.tile, plan.outputs)
         with stack:
             stack.write(0, {output.id: zeros(output, task.tile) for output in plan.outputs})
-        _deliver(task, stack, {})
+        _deliver(task, stack, script.user_data())
     return Outcome(NO_DATA, delivered=task.deliver_zeros, cost_pu=0.0)
 
 
