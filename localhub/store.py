@@ -44,19 +44,19 @@ _UPDATE_JOB = (
     "action_updated = ?, stopped_reason = ? WHERE id = ?"
 )
 _SET_FEATURE = "REPLACE INTO features VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_FOUND = "instr(lower(id || ' ' || coalesce(json_extract(request, '$.description'), '')), lower(?))"
 _FIND_JOBS = (
     f"SELECT * FROM jobs WHERE account_id = ? AND {_FOUND} "  # noqa: S608 (a constant)
-_FOUND = "instr(lower(id || ' ' || coalesce(json_extract(request, '$.description'), '')), lower(?))"
     "ORDER BY {order} LIMIT ? OFFSET ?"
 )
-_ORDERS = {
-    "created": "created, rowid",
-    "created:desc": "created DESC, rowid DESC",
 _NEWEST_JOBS = f"SELECT * FROM jobs WHERE {_FOUND} ORDER BY created DESC, rowid DESC LIMIT ? OFFSET ?"  # noqa: S608
 _FEATURE_GROUPS = (
     "SELECT job_id, status, error IS NOT NULL, delivered, begun, count(*) FROM features WHERE job_id IN ({marks}) "
     "GROUP BY 1, 2, 3, 4, 5"
 )
+_ORDERS = {
+    "created": "created, rowid",
+    "created:desc": "created DESC, rowid DESC",
     "status": "status, created, rowid",
     "status:desc": "status DESC, created, rowid",
 }
@@ -93,9 +93,6 @@ class Progress:
     """Sum over the processed features."""
 
 
-class Store:
-    """The database and the credential files below a folder. Safe to use from several threads of one process."""
-
 @dataclass(frozen=True, slots=True)
 class FeatureGroup:
     """The features of a job that are alike, counted."""
@@ -108,6 +105,9 @@ class FeatureGroup:
     begun: bool
     count: int
 
+
+class Store:
+    """The database and the credential files below a folder. Safe to use from several threads of one process."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -193,6 +193,15 @@ class FeatureGroup:
         """Return every job, oldest first."""
         return [_job(row) for row in self._rows("SELECT * FROM jobs ORDER BY created, rowid")]
 
+    def newest_jobs(self, *, search: str, count: int, offset: int) -> list[Job]:
+        """Return a page of all accounts' jobs whose id or description contains `search`, newest first."""
+        return [_job(row) for row in self._rows(_NEWEST_JOBS, [search, count, offset])]
+
+    def job_counts(self) -> dict[Status, int]:
+        """Return how many jobs there are of each status that occurs."""
+        rows = self._rows("SELECT status, count(*) FROM jobs GROUP BY status")
+        return {Status(status): count for status, count in rows}
+
     def set_features(self, job_id: str, features: Iterable[Feature]) -> None:
         """Keep the features of a job in place of any earlier ones."""
         with self._transaction() as database:
@@ -246,15 +255,6 @@ def _time(value: datetime | None) -> str | None:
 def _job_values(job: Job) -> tuple[Any, ...]:
     return (
         job.id,
-    def newest_jobs(self, *, search: str, count: int, offset: int) -> list[Job]:
-        """Return a page of all accounts' jobs whose id or description contains `search`, newest first."""
-        return [_job(row) for row in self._rows(_NEWEST_JOBS, [search, count, offset])]
-
-    def job_counts(self) -> dict[Status, int]:
-        """Return how many jobs there are of each status that occurs."""
-        rows = self._rows("SELECT status, count(*) FROM jobs GROUP BY status")
-        return {Status(status): count for status, count in rows}
-
         job.account_id,
         json.dumps(job.request),
         _time(job.created),
