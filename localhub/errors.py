@@ -15,12 +15,20 @@ from typing import Any
 class ApiError(Exception):
     """An answer other than success, in the shape of the service's error body (`Boom` of the OpenAPI description)."""
 
-    def __init__(self, status: int, message: str, code: str, errors: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        code: str,
+        errors: dict[str, str] | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
         self.code = code
         self.errors = errors
+        self.headers = headers
 
     def body(self) -> dict[str, Any]:
         """Return the JSON body: `{"error": {status, reason, message, code, errors?}}`."""

@@ -1,9 +1,9 @@
 """What a localhub needs to know before it starts."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from localhub.faults import Faults
 
@@ -34,7 +34,7 @@ class Settings(BaseModel):
     other_clients: dict[str, SecretStr] = {}
     """More OAuth clients: secret by client id."""
     account_pu: float | None = Field(default=None, ge=0)
-    """Processing units of an account when it is made, at the first token; None never ends."""
+    """Processing units of an account when it is made, at the first start with its client; None never ends."""
     requests_per_minute: int | None = Field(default=None, ge=1)
     """Requests that an account may make in a minute; more are answered with 429. None does not count."""
     provider: Literal["aws", "cdse"] = "aws"
@@ -56,3 +56,14 @@ class Settings(BaseModel):
     """What a feature without any scene delivers: nothing, or rasters of zeros and the script's userdata.json."""
     faults: Faults = Faults()
     """What goes wrong from the start; the admin endpoint changes it while it runs."""
+
+    @model_validator(mode="after")
+    def _names_each_client_once(self) -> Self:
+        if self.client_id in self.other_clients:
+            raise ValueError(f"Client '{self.client_id}' is client_id and one of other_clients; give it one secret.")
+        return self
+
+    @property
+    def clients(self) -> dict[str, SecretStr]:
+        """All OAuth clients: secret by client id."""
+        return {self.client_id: self.client_secret, **self.other_clients}

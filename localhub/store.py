@@ -9,6 +9,7 @@ import os
 import secrets
 import sqlite3
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from localhub.auth import Account
+from localhub.auth import Account, next_not_before
 from localhub.jobs import Action, Job, Status
 from localhub.objectstore import Access
 from tasks.grid import Tile
@@ -25,6 +26,7 @@ from tasks.grid import Tile
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS keys (name TEXT PRIMARY KEY, value BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS accounts (client_id TEXT PRIMARY KEY, account_id TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS revocations (not_before INTEGER PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS jobs (
     id TEXT PRIMARY KEY, account_id TEXT NOT NULL, request TEXT NOT NULL, created TEXT NOT NULL, updated TEXT NOT NULL,
     status TEXT NOT NULL, error TEXT, action TEXT NOT NULL, action_updated TEXT, stopped_reason TEXT
@@ -38,6 +40,9 @@ CREATE TABLE IF NOT EXISTS features (
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS features_by_status ON features (job_id, status);
 """
+_ADDED_COLUMNS = (("accounts", "balance_pu", "REAL"),)
+"""Columns (table, name, type) that the schema did not have from the beginning; a database that lacks one gets it,
+empty. They follow those of the schema in this order, in a new database too, so that rows are the same in both."""
 _ADD_JOB = "INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _UPDATE_JOB = (
     "UPDATE jobs SET id = ?, account_id = ?, request = ?, created = ?, updated = ?, status = ?, error = ?, action = ?, "
@@ -119,6 +124,13 @@ class Store:
         self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._database.row_factory = sqlite3.Row
         self._database.executescript(_SCHEMA)
+        self._add_missing_columns()
+
+    def _add_missing_columns(self) -> None:
+        with self._transaction() as database:
+            for table, column, kind in _ADDED_COLUMNS:
+                if column not in {row["name"] for row in database.execute(f"PRAGMA table_info({table})")}:
+                    database.execute(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")
 
     def close(self) -> None:
         """Close the database."""
@@ -146,12 +158,53 @@ class Store:
             database.execute("INSERT OR IGNORE INTO keys VALUES ('signing', ?)", (secrets.token_bytes(32),))
             return bytes(database.execute("SELECT value FROM keys WHERE name = 'signing'").fetchone()[0])
 
-    def account(self, client_id: str) -> Account:
-        """Return the account of an OAuth client; made at its first token."""
+    def tokens_not_before(self) -> int:
+        """Return the Unix time from which tokens are valid; tokens issued earlier have been made invalid."""
+        return int(self._rows("SELECT coalesce(max(not_before), 0) FROM revocations")[0][0])
+
+    def expire_tokens(self) -> None:
+        """Make every token issued so far invalid, also after a restart."""
         with self._transaction() as database:
-            database.execute("INSERT OR IGNORE INTO accounts VALUES (?, ?)", (client_id, str(uuid.uuid4())))
-            row = database.execute("SELECT account_id FROM accounts WHERE client_id = ?", (client_id,)).fetchone()
-            return Account(client_id, row["account_id"])
+            not_before = next_not_before(time.time(), self.tokens_not_before())
+            database.execute("INSERT INTO revocations VALUES (?)", (not_before,))
+
+    def open_accounts(self, client_ids: Iterable[str], balance_pu: float | None) -> None:
+        """Make the accounts of OAuth clients that have none, each with that balance; None never ends."""
+        with self._transaction() as database:
+            for client_id in client_ids:
+                row = (client_id, str(uuid.uuid4()), balance_pu)
+                database.execute("INSERT OR IGNORE INTO accounts VALUES (?, ?, ?)", row)
+
+    def accounts(self) -> dict[Account, float | None]:
+        """Return the balance in processing units by account, in the order of the client ids; None never ends."""
+        rows = self._rows("SELECT * FROM accounts ORDER BY client_id")
+        return {Account(row["client_id"], row["account_id"]): row["balance_pu"] for row in rows}
+
+    def account(self, client_id: str) -> Account | None:
+        """Return the account of an OAuth client, None when it has none."""
+        rows = self._rows("SELECT * FROM accounts WHERE client_id = ?", [client_id])
+        return Account(client_id, rows[0]["account_id"]) if rows else None
+
+    def balance(self, account_id: str) -> float | None:
+        """Return the processing units that an account has left, below 0 when it owes some; None never ends."""
+        rows = self._rows("SELECT balance_pu FROM accounts WHERE account_id = ?", [account_id])
+        return rows[0]["balance_pu"] if rows else None
+
+    def set_balance(self, account_id: str, balance_pu: float | None) -> None:
+        """Let an account have so many processing units; None never ends."""
+        with self._transaction() as database:
+            database.execute("UPDATE accounts SET balance_pu = ? WHERE account_id = ?", (balance_pu, account_id))
+
+    def charge(self, account_id: str, pu: float) -> float | None:
+        """Take processing units from an account and return its balance, as `balance` does.
+
+        To be called once for what each tile cost, when the tile is recorded, and once when a job ends or stops for what
+        is missing to the least price of a request. An account that does not end stays so. The last tiles may cost more
+        than is left: the balance falls below 0 then, and the account is out of processing units at 0 or below.
+        """
+        with self._transaction() as database:
+            database.execute("UPDATE accounts SET balance_pu = balance_pu - ? WHERE account_id = ?", (pu, account_id))
+        return self.balance(account_id)
 
     def add(self, job: Job, access: dict[str, Access]) -> None:
         """Keep a new job, and what it needs to reach the object store by the name of the place."""

@@ -34,6 +34,7 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         store = Store(settings.data_dir)
+        store.open_accounts(settings.clients, settings.account_pu)
         faults = FaultBook(settings.faults)
         runner = Runner(settings, store, faults)
         runner.start()
@@ -61,7 +62,7 @@ async def _answer(_request: Request, error: Exception) -> Response:
     """Answer any error in the shape of the service's error body."""
     match error:
         case ApiError():
-            return JSONResponse(error.body(), error.status)
+            return JSONResponse(error.body(), error.status, headers=error.headers)
         case HTTPException(status_code=status):
             code = _HTTP_CODES.get(status, "COMMON_EXCEPTION")
             return JSONResponse(ApiError(status, str(error.detail), code).body(), status, headers=error.headers)

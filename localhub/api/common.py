@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 from fastapi import Depends, Request
 from starlette.datastructures import UploadFile
 
-from localhub.auth import Account, bearer_account
+from localhub.auth import Account, basic_credentials, bearer_account, is_client, unauthorized
 from localhub.errors import ApiError, bad_payload
 from localhub.faults import FaultBook
 from localhub.runner import Runner
@@ -21,6 +21,7 @@ from localhub.store import Store
 
 PAGE_LIMIT = 100
 """Most entries of one page of a list."""
+_OPERATOR_CHALLENGE = 'Basic realm="localhub", charset="UTF-8"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +46,47 @@ Served = Annotated[Service, Depends(service_of)]
 
 def asking_account(request: Request, service: Served) -> Account:
     """Return the account whose token a request carries; raise the API's 401 without one."""
-    return bearer_account(request.headers.get("authorization"), service.signing_key)
+    not_before = service.store.tokens_not_before()
+    return bearer_account(request.headers.get("authorization"), service.signing_key, not_before=not_before)
 
 
 Asking = Annotated[Account, Depends(asking_account)]
+
+
+def client_account(service: Service, client_id: str, secret: str) -> Account | None:
+    """Return the account of an OAuth client, None when there is no such client or its secret is another."""
+    return service.store.account(client_id) if is_client(client_id, secret, service.settings.clients) else None
+
+
+def operator(request: Request, service: Served) -> Account:
+    """Return the account of a person or program that looks at localhub itself: its page and its admin routes.
+
+    A bearer token is as good as HTTP Basic with client id and secret, which browsers ask for. A browser sends those by
+    itself, also when another site makes it ask: what changes something is refused then, by `Sec-Fetch-Site` (W3C,
+    Fetch Metadata).
+    """
+    basic = basic_credentials(request.headers.get("authorization", ""))
+    if basic is None:
+        return _bearer_operator(request, service)
+    if request.method != "GET" and request.headers.get("sec-fetch-site", "none") not in {"none", "same-origin"}:
+        message = "This request comes from a page of another site; send it from localhub's own, or with a bearer token."
+        raise ApiError(403, message, "COMMON_INSUFFICIENT_PERMISSIONS")
+    account = client_account(service, *basic)
+    if account is None:
+        raise unauthorized("There is no such client, or its secret is another.", _OPERATOR_CHALLENGE)
+    return account
+
+
+def _bearer_operator(request: Request, service: Service) -> Account:
+    try:
+        return asking_account(request, service)
+    except ApiError as error:
+        raise unauthorized(
+            f"{error.message} Client id and secret by HTTP Basic do as well.", _OPERATOR_CHALLENGE
+        ) from error
+
+
+Operator = Annotated[Account, Depends(operator)]
 
 
 async def _payload(request: Request) -> dict[str, Any]:

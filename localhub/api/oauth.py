@@ -1,11 +1,9 @@
 """The token endpoint: OAuth2 client credentials (RFC 6749, 4.4), at the paths where clients look for it."""
 
-from hmac import compare_digest
-
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from localhub.api.common import Served
+from localhub.api.common import Served, client_account
 from localhub.auth import basic_credentials, issue_token
 
 TOKEN_PATHS = ("/auth/realms/{realm}/protocol/openid-connect/token", "/oauth/token")
@@ -26,21 +24,19 @@ async def _token(request: Request, service: Served) -> Response:
         return _oauth_error(400, "unsupported_grant_type", "Only grant_type=client_credentials is offered.")
     basic = basic_credentials(request.headers.get("authorization", ""))
     client_id, secret = basic or (str(form.get("client_id", "")), str(form.get("client_secret", "")))
-    settings = service.settings
-    expected = (settings.client_id, settings.client_secret.get_secret_value())
-    if not all(compare_digest(a.encode(), b.encode()) for a, b in zip((client_id, secret), expected, strict=True)):
+    account = client_account(service, client_id, secret)
+    if account is None:
         return _oauth_error(401, "invalid_client", "Invalid client or invalid client credentials.")
+    seconds, not_before = service.settings.token_seconds, service.store.tokens_not_before()
     issuer = str(request.base_url).rstrip("/")
-    token = issue_token(
-        service.store.account(client_id), service.signing_key, seconds=settings.token_seconds, issuer=issuer
-    )
+    token = issue_token(account, service.signing_key, seconds=seconds, issuer=issuer, not_before=not_before)
     return JSONResponse(
         {
             "access_token": token,
-            "expires_in": settings.token_seconds,
+            "expires_in": seconds,
             "refresh_expires_in": 0,
             "token_type": "Bearer",
-            "not-before-policy": 0,
+            "not-before-policy": not_before,
             "scope": "email profile",
         },
         headers={"Cache-Control": "no-store"},
