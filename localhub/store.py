@@ -21,6 +21,7 @@ from typing import Any
 from localhub.auth import Account, next_not_before
 from localhub.jobs import Action, Job, Status
 from localhub.objectstore import Access
+from localhub.pricing import request_cost
 from tasks.grid import Tile
 
 _SCHEMA = """
@@ -39,6 +40,9 @@ CREATE TABLE IF NOT EXISTS features (
     begun INTEGER NOT NULL, PRIMARY KEY (job_id, number)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS features_by_status ON features (job_id, status);
+CREATE TABLE IF NOT EXISTS deliveries (
+    job_id TEXT NOT NULL REFERENCES jobs (id), number INTEGER NOT NULL, due TEXT NOT NULL, PRIMARY KEY (job_id, number)
+) WITHOUT ROWID;
 """
 _ADDED_COLUMNS = (("accounts", "balance_pu", "REAL"),)
 """Columns (table, name, type) that the schema did not have from the beginning; a database that lacks one gets it,
@@ -56,8 +60,8 @@ _FIND_JOBS = (
 )
 _NEWEST_JOBS = f"SELECT * FROM jobs WHERE {_FOUND} ORDER BY created DESC, rowid DESC LIMIT ? OFFSET ?"  # noqa: S608
 _FEATURE_GROUPS = (
-    "SELECT job_id, status, error IS NOT NULL, delivered, begun, count(*) FROM features WHERE job_id IN ({marks}) "
-    "GROUP BY 1, 2, 3, 4, 5"
+    "SELECT job_id, status, error IS NOT NULL, delivered, begun, count(*), total(cost_pu) FROM features "
+    "WHERE job_id IN ({marks}) GROUP BY 1, 2, 3, 4, 5"
 )
 _ORDERS = {
     "created": "created, rowid",
@@ -93,9 +97,17 @@ class Progress:
     """How far a job has come."""
 
     features: int
+    ended: int
+    """DONE or FATAL."""
     processed: int
+    """Those of them that a worker has had: not those that were skipped."""
     cost_pu: float
     """Sum over the processed features."""
+
+    @property
+    def billed_pu(self) -> float:
+        """What the request costs so far, which is what its account has been charged; nothing before the first tile."""
+        return request_cost(self.cost_pu) if self.processed else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +121,8 @@ class FeatureGroup:
     delivered: bool
     begun: bool
     count: int
+    cost_pu: float
+    """Sum over the group."""
 
 
 class Store:
@@ -140,6 +154,9 @@ class Store:
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
+            if self._database.in_transaction:  # a part of this thread's own
+                yield self._database
+                return
             self._database.execute("BEGIN IMMEDIATE")
             try:
                 yield self._database
@@ -198,9 +215,8 @@ class Store:
     def charge(self, account_id: str, pu: float) -> float | None:
         """Take processing units from an account and return its balance, as `balance` does.
 
-        To be called once for what each tile cost, when the tile is recorded, and once when a job ends or stops for what
-        is missing to the least price of a request. An account that does not end stays so. The last tiles may cost more
-        than is left: the balance falls below 0 then, and the account is out of processing units at 0 or below.
+        An account that does not end stays so. The last tiles may cost more than is left: the balance falls below 0
+        then, and the account is out of processing units at 0 or below.
         """
         with self._transaction() as database:
             database.execute("UPDATE accounts SET balance_pu = balance_pu - ? WHERE account_id = ?", (pu, account_id))
@@ -218,6 +234,10 @@ class Store:
         """Return the access that a job was created with, by the name of the place."""
         kept = json.loads((self._credentials / f"{job_id}.json").read_text())
         return {place: Access.from_json(value) for place, value in kept.items()}
+
+    def has_access(self, job_id: str) -> bool:
+        """Tell whether the credentials of a job are still there."""
+        return (self._credentials / f"{job_id}.json").exists()
 
     def forget_access(self, job_id: str) -> None:
         """Delete the credentials of a job that has ended."""
@@ -266,21 +286,46 @@ class Store:
         with self._transaction() as database:
             database.execute(_SET_FEATURE, (job_id, *_feature_values(feature)))
 
+    def end_feature(self, job: Job, feature: Feature, due: datetime | None = None) -> None:
+        """Keep a feature that has ended, charge the job's account for it, and when its kept files are due.
+
+        All of it or nothing, so that a crash neither forgets a charge nor repeats one. The request's minimum is charged
+        with its first feature: at any time the account has paid what the API shows as the request's cost.
+        """
+        with self._transaction() as database:
+            before = self.progress(job.id).billed_pu
+            database.execute(_SET_FEATURE, (job.id, *_feature_values(feature)))
+            self.charge(job.account_id, self.progress(job.id).billed_pu - before)
+            if due is not None:
+                database.execute("REPLACE INTO deliveries VALUES (?, ?, ?)", (job.id, feature.number, _time(due)))
+
+    def deliveries(self, job_id: str) -> dict[int, datetime]:
+        """Return when the kept files of a job's features are due, by the feature's number."""
+        rows = self._rows("SELECT number, due FROM deliveries WHERE job_id = ?", [job_id])
+        return {row["number"]: datetime.fromisoformat(row["due"]) for row in rows}
+
+    def delivered(self, job_id: str, number: int) -> None:
+        """Keep that the files of a feature, which were due, are in the bucket."""
+        with self._transaction() as database:
+            database.execute("DELETE FROM deliveries WHERE job_id = ? AND number = ?", (job_id, number))
+            database.execute("UPDATE features SET delivered = 1 WHERE job_id = ? AND number = ?", (job_id, number))
+
     def features(self, job_id: str, *, every: int = 1) -> list[Feature]:
         """Return a job's features in order; of many, only each `every`-th."""
         statement = "SELECT * FROM features WHERE job_id = ? AND number % ? = 0 ORDER BY number"
         return [_feature(row) for row in self._rows(statement, [job_id, every])]
 
     def failed_features(self, job_id: str, count: int) -> list[Feature]:
-        """Return the first `count` features of a job that are FATAL."""
-        statement = "SELECT * FROM features WHERE job_id = ? AND status = 'FATAL' ORDER BY number LIMIT ?"
+        """Return the first `count` features of a job that are FATAL, or DONE without error and yet not delivered."""
+        failed = "status = 'FATAL' OR (status = 'DONE' AND error IS NULL AND NOT delivered)"
+        statement = f"SELECT * FROM features WHERE job_id = ? AND ({failed}) ORDER BY number LIMIT ?"  # noqa: S608
         return [_feature(row) for row in self._rows(statement, [job_id, count])]
 
     def feature_groups(self, job_ids: Sequence[str]) -> list[FeatureGroup]:
         """Return how many features of some jobs are alike in state."""
         marks = ", ".join("?" * len(job_ids))
         return [
-            FeatureGroup(row[0], row[1], bool(row[2]), bool(row[3]), bool(row[4]), row[5])
+            FeatureGroup(row[0], row[1], bool(row[2]), bool(row[3]), bool(row[4]), *row[5:])
             for row in self._rows(_FEATURE_GROUPS.format(marks=marks), job_ids)
         ]
 
@@ -295,7 +340,8 @@ class Store:
     def progress(self, job_id: str) -> Progress:
         """Return how many features a job has, how many have ended, and what they cost."""
         row = self._rows(
-            "SELECT count(*), coalesce(sum(status != 'PENDING'), 0), total(cost_pu) FROM features WHERE job_id = ?",
+            "SELECT count(*), coalesce(sum(status != 'PENDING'), 0), coalesce(sum(status != 'PENDING' AND begun), 0), "
+            "total(cost_pu) FROM features WHERE job_id = ?",
             [job_id],
         )[0]
         return Progress(*row)

@@ -18,7 +18,6 @@ from localhub.errors import ApiError, StoreError, bad_payload
 from localhub.jobs import Action, Job, Status
 from localhub.objectstore import Access, Bucket
 from localhub.payload import S3, CreateRequest, GeoPackageInput, parse_create_request, without_secrets
-from localhub.pricing import request_cost
 from localhub.runner import now
 from localhub.settings import Settings
 from localhub.store import SORTS
@@ -126,7 +125,7 @@ def _action_route(action: Action) -> Any:
 def _view(job: Job, service: Service) -> dict[str, Any]:
     """Return the API's task object."""
     progress = service.store.progress(job.id)
-    percentage = 100 * progress.processed / progress.features if progress.features else 0
+    percentage = 100 * progress.ended / progress.features if progress.features else 0
     view = {
         "id": job.id,
         "request": job.request,
@@ -141,7 +140,7 @@ def _view(job: Job, service: Service) -> dict[str, Any]:
         "userActionUpdated": _timestamp(job.action_updated) if job.action_updated else None,
         "error": job.error,
         "stoppedStatusReason": job.stopped_reason,
-        "costPU": request_cost(progress.cost_pu) if progress.processed else None,
+        "costPU": progress.billed_pu if progress.processed or job.status is Status.DONE else None,
     }
     return view | {name: value for name, value in optional.items() if value is not None}
 
