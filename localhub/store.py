@@ -4,6 +4,7 @@ The database holds no access key. Those of a job lie in a file of their own, rea
 when the job has ended.
 """
 
+import hashlib
 import json
 import os
 import secrets
@@ -44,18 +45,18 @@ CREATE TABLE IF NOT EXISTS deliveries (
     job_id TEXT NOT NULL REFERENCES jobs (id), number INTEGER NOT NULL, due TEXT NOT NULL, PRIMARY KEY (job_id, number)
 ) WITHOUT ROWID;
 """
-_ADDED_COLUMNS = (("accounts", "balance_pu", "REAL"),)
+_ADDED_COLUMNS = (("accounts", "balance_pu", "REAL"), ("jobs", "body_hash", "TEXT"))
 """Columns (table, name, type) that the schema did not have from the beginning; a database that lacks one gets it,
 empty. They follow those of the schema in this order, in a new database too, so that rows are the same in both."""
-_ADD_JOB = "INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_ADD_JOB = "INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _UPDATE_JOB = (
     "UPDATE jobs SET id = ?, account_id = ?, request = ?, created = ?, updated = ?, status = ?, error = ?, action = ?, "
     "action_updated = ?, stopped_reason = ? WHERE id = ?"
 )
-_SET_FEATURE = "REPLACE INTO features VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_SET_FEATURE = "REPLACE INTO features VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _FOUND = "instr(lower(id || ' ' || coalesce(json_extract(request, '$.description'), '')), lower(?))"
 _FIND_JOBS = (
-    f"SELECT * FROM jobs WHERE account_id = ? AND {_FOUND} "  # noqa: S608 (a constant)
+    f"SELECT * FROM jobs WHERE account_id = ? AND {_FOUND} AND created <= coalesce(?, created) "  # noqa: S608 (a constant)
     "ORDER BY {order} LIMIT ? OFFSET ?"
 )
 _NEWEST_JOBS = f"SELECT * FROM jobs WHERE {_FOUND} ORDER BY created DESC, rowid DESC LIMIT ? OFFSET ?"  # noqa: S608
@@ -90,6 +91,16 @@ class Feature:
     """Failed tries."""
     begun: bool = False
     """It was given to a worker at least once: files at its targets may be its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    """A create that was executed: what a client has bought."""
+
+    job_id: str
+    account_id: str
+    body_hash: str
+    """The same for bodies that differ in nothing but credentials; unknown, and so the job's id, for old databases."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +239,12 @@ class Store:
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             json.dump({place: value.as_json() for place, value in access.items()}, file)
         with self._transaction() as database:
-            database.execute(_ADD_JOB, _job_values(job))
+            database.execute(_ADD_JOB, (*_job_values(job), _hash(job.request)))
+
+    def creates(self) -> list[Create]:
+        """Return every create that was executed, in order."""
+        rows = self._rows("SELECT id, account_id, coalesce(body_hash, id) FROM jobs ORDER BY created, rowid")
+        return [Create(*row) for row in rows]
 
     def access(self, job_id: str) -> dict[str, Access]:
         """Return the access that a job was created with, by the name of the place."""
@@ -256,10 +272,12 @@ class Store:
             database.execute(_UPDATE_JOB, (*_job_values(job), job_id))
             return job
 
-    def jobs(self, account_id: str, *, search: str, sort: str, count: int, offset: int) -> list[Job]:
+    def jobs(
+        self, account_id: str, *, search: str, sort: str, count: int, offset: int, created_until: datetime | None = None
+    ) -> list[Job]:
         """Return a page of an account's jobs, whose id or description contains `search`; `sort` is one of SORTS."""
         statement = _FIND_JOBS.format(order=_ORDERS[sort])
-        rows = self._rows(statement, [account_id, search, count, offset])
+        rows = self._rows(statement, [account_id, search, _time(created_until), count, offset])
         return [_job(row) for row in rows]
 
     def all_jobs(self) -> list[Job]:
@@ -351,6 +369,10 @@ def _time(value: datetime | None) -> str | None:
     return value.astimezone(UTC).isoformat(timespec="microseconds") if value else None
 
 
+def _hash(request: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+
+
 def _job_values(job: Job) -> tuple[Any, ...]:
     return (
         job.id,
@@ -385,14 +407,16 @@ def _feature_values(feature: Feature) -> tuple[Any, ...]:
     tile = feature.tile
     place = (feature.number, tile.name, tile.epsg, *tile.bounds, tile.width, tile.height)
     outcome = (feature.status, feature.error, feature.delivered, feature.cost_pu, feature.tries, feature.begun)
-    return (*place, *outcome)
+    return (*place, *outcome, tile.outline, tile.id)
 
 
 def _feature(row: sqlite3.Row) -> Feature:
     bounds = (row["min_x"], row["min_y"], row["max_x"], row["max_y"])
     return Feature(
         number=row["number"],
-        tile=Tile(row["name"], row["epsg"], bounds, row["width"], row["height"]),
+        tile=Tile(
+            row["name"], row["epsg"], bounds, row["width"], row["height"], outline=row["outline"], id=row["tile_id"]
+        ),
         status=row["status"],
         error=row["error"],
         delivered=bool(row["delivered"]),

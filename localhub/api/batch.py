@@ -6,7 +6,7 @@ Paths, statuses and bodies: research note batch-v2, section 2, and the published
 import json
 import logging
 import uuid
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -23,6 +23,8 @@ from localhub.settings import Settings
 from localhub.store import SORTS
 
 _LOG = logging.getLogger(__name__)
+LEAST_BALANCE_PU = 1000
+"""Processing units that an account must have left to create a request (research note batch-v2, section 3)."""
 
 
 def router() -> APIRouter:
@@ -42,6 +44,7 @@ def router() -> APIRouter:
 def _create(payload: Payload, account: Asking, service: Served) -> dict[str, Any]:
     request = parse_create_request(payload)
     access = _access_by_place(request, service.settings)
+    _check_balance(account, service)
     shown = without_secrets(payload)
     created = now()
     job = Job(str(uuid.uuid4()), account.account_id, shown, created, created)
@@ -53,6 +56,20 @@ def _create(payload: Payload, account: Asking, service: Served) -> dict[str, Any
     service.store.add(job, access)
     _LOG.info("Job %s CREATED", job.id)
     return _view(job, service)
+
+
+def _check_balance(account: Account, service: Service) -> None:
+    """Refuse an account that cannot afford any request.
+
+    403 is the one documented answer to a create that says "you may not" of a valid body and a valid token.
+    """
+    balance_pu = service.store.balance(account.account_id)
+    if balance_pu is not None and balance_pu < LEAST_BALANCE_PU:
+        message = (
+            f"A batch request needs an account with at least {LEAST_BALANCE_PU} processing units; this one has "
+            f"{balance_pu:g} left. Buy more, or wait until the account's quota is renewed."
+        )
+        raise ApiError(403, message, "COMMON_INSUFFICIENT_PERMISSIONS")
 
 
 def _access_by_place(request: CreateRequest, settings: Settings) -> dict[str, Access]:
@@ -84,18 +101,30 @@ def _list(
 ) -> dict[str, Any]:
     count, offset = page_asked(request)
     order = sort if sort in SORTS else "created"
-    found = service.store.jobs(account.account_id, search=search, sort=order, count=count + 1, offset=offset)
+    hidden_seconds = service.faults.current.hidden_from_list_seconds
+    found = service.store.jobs(
+        account.account_id,
+        search=search,
+        sort=order,
+        count=count + 1,
+        offset=offset,
+        created_until=now() - timedelta(seconds=hidden_seconds) if hidden_seconds else None,
+    )
     return page(request, [_view(job, service) for job in found], count, offset)
 
 
 def _own_job(task_id: str, account: Account, service: Service) -> Job:
     job = service.store.job(task_id)
-    if job is None:
+    if job is None or _is_hidden(job, service.faults.current.hidden_from_get_seconds):
         raise ApiError(404, f"There is no batch request {task_id}; check its id.", "COMMON_NOT_FOUND")
     if job.account_id != account.account_id:
         message = f"Batch request {task_id} belongs to another account."
         raise ApiError(403, message, "COMMON_INSUFFICIENT_PERMISSIONS")
     return job
+
+
+def _is_hidden(job: Job, seconds: float) -> bool:
+    return seconds > 0 and now() < job.created + timedelta(seconds=seconds)
 
 
 def _get(task_id: str, account: Asking, service: Served) -> dict[str, Any]:
