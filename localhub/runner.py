@@ -129,7 +129,7 @@ class Runner:
             return
         self._store.change(job.id, lambda current: jobs.failed(current, error, now()))
         self._store.forget_access(job.id)
-        _LOG.info("Job %s FAILED: %s", job.id, error)
+        _LOG.warning("Job %s FAILED: %s", job.id, error)
 
     def _analyse(self, job: Job) -> None:
         task = AnalysisTask(
@@ -233,7 +233,7 @@ class Runner:
     def _record_failure(self, run: _Run, feature: Feature, error: Exception) -> None:
         tries = feature.tries + 1
         text = _WORKER_DIED if isinstance(error, BrokenProcessPool) else str(error) or type(error).__name__
-        _LOG.info("Job %s feature %s failed (try %d): %s", run.job.id, feature.tile.name, tries, text)
+        _LOG.warning("Job %s feature %s failed (try %d): %s", run.job.id, feature.tile.name, tries, text)
         if tries < self._settings.feature_tries:
             failed = replace(feature, tries=tries)
             run.retry.append(failed)

@@ -1,5 +1,6 @@
 """The HTTP application: its routers, its life and its answers to errors."""
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -8,10 +9,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from localhub.api import batch, grids, oauth
+from localhub.api import batch, grids, oauth, page
 from localhub.api.common import Service, asking_account
 from localhub.errors import ApiError, bad_payload
 from localhub.faults import FaultBook
+from localhub.incidents import Incidents
 from localhub.runner import Runner
 from localhub.settings import Settings
 from localhub.store import Store
@@ -33,6 +35,8 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        log = logging.getLogger("localhub")
+        log.addHandler(app.state.incidents)
         store = Store(settings.data_dir)
         store.open_accounts(settings.clients, settings.account_pu)
         faults = FaultBook(settings.faults)
@@ -42,10 +46,13 @@ def create_app(settings: Settings) -> FastAPI:
         yield
         runner.close()
         store.close()
+        log.removeHandler(app.state.incidents)
 
     app = FastAPI(title="localhub", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.incidents = Incidents()
     app.add_api_route("/health", _health)
     app.include_router(oauth.router())
+    app.include_router(page.router())
     for prefix in BATCH_PREFIXES:
         for routes in (batch.router(), grids.router()):
             app.include_router(routes, prefix=prefix, dependencies=[Depends(asking_account)])
@@ -58,15 +65,27 @@ def _health() -> dict[str, str]:
     return {"status": "ok"}
 
 
-async def _answer(_request: Request, error: Exception) -> Response:
-    """Answer any error in the shape of the service's error body."""
+async def _answer(request: Request, error: Exception) -> Response:
+    """Answer any error in the shape of the service's error body, and keep it for the page."""
+    answer = _api_error(error)
+    if not _asks_a_browser(request, answer):
+        request.app.state.incidents.add(f"{request.method} {request.url.path} {answer.status}", answer.message)
+    return JSONResponse(answer.body(), answer.status, headers=answer.headers)
+
+
+def _api_error(error: Exception) -> ApiError:
     match error:
         case ApiError():
-            return JSONResponse(error.body(), error.status, headers=error.headers)
-        case HTTPException(status_code=status):
+            return error
+        case HTTPException(status_code=status, headers=headers):
             code = _HTTP_CODES.get(status, "COMMON_EXCEPTION")
-            return JSONResponse(ApiError(status, str(error.detail), code).body(), status, headers=error.headers)
+            return ApiError(status, str(error.detail), code, headers=dict(headers or {}))
         case RequestValidationError():
             notes = {".".join(str(part) for part in detail["loc"]): str(detail["msg"]) for detail in error.errors()}
-            return JSONResponse(bad_payload("A parameter of the request is invalid.", notes).body(), 400)
-    return JSONResponse(ApiError(500, "Internal error of localhub; see its log.", "COMMON_EXCEPTION").body(), 500)
+            return bad_payload("A parameter of the request is invalid.", notes)
+    return ApiError(500, "Internal error of localhub; see its log.", "COMMON_EXCEPTION")
+
+
+def _asks_a_browser(request: Request, answer: ApiError) -> bool:
+    """Tell whether an answer is the challenge at which a browser asks for credentials: that is no error."""
+    return answer.status == 401 and "text/html" in request.headers.get("accept", "")
