@@ -27,6 +27,8 @@ bench: $(READY)  ## benchmarks, side by side with the peer
 lock:  ## exact versions of everything, for all supported Pythons
 	uv pip compile -q --universal --python-version 3.11 --all-extras pyproject.toml -o requirements.lock \
 		--custom-compile-command "make lock"
+	uv pip compile -q --universal --python-version 3.11 tests/localhub/clients/eogrow.in \
+		-o tests/localhub/clients/eogrow.lock --custom-compile-command "make lock"
 
 clean:  ## the results of `make run`
 	rm -rf demo
