@@ -9,9 +9,7 @@ from tasks.grid.base import TilingGrid
 from tasks.grid.geopackage import (
     MAX_FEATURES,
     MAX_PIXELS,
-    GeoPackageFeature,
     RasterSize,
-    features_of_geopackage,
     tiles_of_geopackage,
 )
 from tasks.grid.selection import EUROPE, GRIDS, grid_with, known_grids, tiles_of_grid
@@ -22,11 +20,9 @@ __all__ = [
     "GRIDS",
     "MAX_FEATURES",
     "MAX_PIXELS",
-    "GeoPackageFeature",
     "RasterSize",
     "Tile",
     "TilingGrid",
-    "features_of_geopackage",
     "grid_with",
     "known_grids",
     "lonlat_outline",

@@ -1,5 +1,6 @@
 """What all of Sentinel Hub's tiling grids have in common."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from typing import Literal
 
 from shapely.geometry.base import BaseGeometry
 
+from tasks.grid.coordinates import Bounds
 from tasks.grid.tile import Tile
 
 Unit = Literal["METRE", "DEGREE"]
@@ -54,6 +56,15 @@ class TilingGrid(ABC):
         Raises:
             ValueError: the area leaves what the grid covers.
         """
+
+    def tile(self, name: str, epsg: int, bounds: Bounds, resolution: float) -> Tile:
+        """Make one of the grid's tiles.
+
+        Its id is ours: stable, positive and of 63 bits. The service's own numbers are not published.
+        """
+        pixels = self.pixels(resolution)
+        digest = hashlib.blake2b(f"{self.id}/{name}".encode(), digest_size=8).digest()
+        return Tile(name, epsg, bounds, pixels, pixels, id=int.from_bytes(digest) >> 1)
 
     def pixels(self, resolution: float) -> int:
         """Columns, and rows, of a tile."""

@@ -57,19 +57,6 @@ NOT_GIVEN = RasterSize()
 """No defaults."""
 
 
-@dataclass(frozen=True, slots=True)
-class GeoPackageFeature:
-    """One feature.
-
-    Attributes:
-        id: the feature's number, unique in its table.
-        tile: what the service makes of it; named by the feature's identifier, unique in the file.
-    """
-
-    id: int
-    tile: Tile
-
-
 class _Table(NamedTuple):
     """A feature table; `size_columns` are those of width, height and resolution that it has."""
 
@@ -92,17 +79,13 @@ class _Row(NamedTuple):
     geometry: Any
 
 
-def tiles_of_geopackage(path: str | PathLike[str]) -> list[Tile]:
-    """Give the tiles of :func:`features_of_geopackage`, without defaults."""
-    return [feature.tile for feature in features_of_geopackage(path)]
+def tiles_of_geopackage(path: str | PathLike[str], defaults: RasterSize = NOT_GIVEN) -> list[Tile]:
+    """Read the tiles that a GeoPackage asks for, sorted by name.
 
-
-def features_of_geopackage(path: str | PathLike[str], defaults: RasterSize = NOT_GIVEN) -> list[GeoPackageFeature]:
-    """Read the features that a GeoPackage asks to process, sorted by identifier.
-
-    A feature's tile is the bounding box of its geometry; it carries the outline where that is no rectangle. The
-    raster has the feature's ``width`` and ``height`` or, unless it has both, its ``resolution``; a feature without
-    either takes what it lacks from the defaults.
+    A feature's tile is the bounding box of its geometry, and has the outline where that is no rectangle; its name is
+    the feature's ``identifier``, unique in the file, its id the feature's ``id`` (else the primary key), unique in the
+    table. The raster has the feature's ``width`` and ``height`` or, unless it has both, its ``resolution``; a feature
+    without either takes what it lacks from the defaults.
 
     Raises:
         ValueError: the file cannot be read or breaks a rule; the message names the rule and the feature.
@@ -111,11 +94,11 @@ def features_of_geopackage(path: str | PathLike[str], defaults: RasterSize = NOT
         with closing(_opened(path)) as database:
             tables = [_table(database, row) for row in database.execute(_TABLES).fetchall()]
             _check_count(sum(_count(database, table) for table in tables), path)
-            features = [feature for table in tables for feature in _features(database, table, defaults)]
+            tiles = [tile for table in tables for tile in _tiles(database, table, defaults)]
     except sqlite3.Error as error:
         raise ValueError(f"The GeoPackage {Path(path).name} cannot be read: {error}.") from error
-    _refuse_repeats((feature.tile.name for feature in features), "identifier must be unique over all tables")
-    return sorted(features, key=lambda feature: feature.tile.name)
+    _refuse_repeats((tile.name for tile in tiles), "identifier must be unique over all tables")
+    return sorted(tiles, key=lambda tile: tile.name)
 
 
 # ---- tables ----
@@ -170,7 +153,7 @@ def _quoted(name: str) -> str:
 # ---- features ----
 
 
-def _features(database: sqlite3.Connection, table: _Table, defaults: RasterSize) -> Iterator[GeoPackageFeature]:
+def _tiles(database: sqlite3.Connection, table: _Table, defaults: RasterSize) -> Iterator[Tile]:
     ids: list[int] = []
     rows = database.execute(_select(table))
     while chunk := [_Row(*row) for row in rows.fetchmany(_ROWS_AT_ONCE)]:
@@ -179,7 +162,7 @@ def _features(database: sqlite3.Connection, table: _Table, defaults: RasterSize)
         for row, bounds, outline in zip(chunk, shapely.bounds(shapes).tolist(), outlines, strict=True):
             ids.append(_id(table, row))
             width, height = _pixels(_where(table, row), row, defaults, bounds)
-            yield GeoPackageFeature(ids[-1], Tile(row.identifier, table.epsg, tuple(bounds), width, height, outline))
+            yield Tile(row.identifier, table.epsg, tuple(bounds), width, height, outline, ids[-1])
     _refuse_repeats(ids, f"id must be unique in table '{table.name}'")
 
 

@@ -50,10 +50,10 @@ class RegularGrid(TilingGrid):
         """See :meth:`TilingGrid.tiles_meeting`."""
         area = _folded(lonlat) if self.unit == "DEGREE" else transformed(lonlat, LONLAT, self.epsg)
         _check_extent(self, area)
-        size, pixels = self.tile_size, self.pixels(resolution)
+        size = self.tile_size
         for west, south in _corners_meeting(self, area):
             bounds = (west, south, west + size, south + size)
-            yield Tile(self.tile_name(west, south), self.epsg, bounds, pixels, pixels)
+            yield self.tile(self.tile_name(west, south), self.epsg, bounds, resolution)
 
 
 def degree_name(west: float, south: float) -> str:

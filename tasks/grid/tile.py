@@ -1,7 +1,7 @@
 """A tile: one raster that the service makes."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import shapely
 from affine import Affine
@@ -25,6 +25,8 @@ class Tile:
         height: rows, pixels.
         outline: polygon or multipolygon in the CRS as WKB; pixels whose centre lies outside have no data. None: all of
             the rectangle counts.
+        id: number beside the name; it tells no tiles apart (ids of a GeoPackage may repeat in another of its tables)
+            and takes no part in comparisons. None: not known, as of a tile that was read from a manifest.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Tile:
     width: int
     height: int
     outline: bytes | None = None
+    id: int | None = field(default=None, compare=False)
 
     @property
     def resolution(self) -> tuple[float, float]:

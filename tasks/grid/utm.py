@@ -90,7 +90,7 @@ class UtmGrid(TilingGrid):
         """See :meth:`TilingGrid.tiles_meeting`."""
         _check_latitudes(self, lonlat)
         for zone in _zones_near(lonlat):
-            yield from _tiles_of_zone(self, lonlat, zone, self.pixels(resolution))
+            yield from _tiles_of_zone(self, lonlat, zone, resolution)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,7 @@ def _zones_near(lonlat: BaseGeometry) -> list[int]:
     return sorted({(index + 30) % 60 + 1 for index in range(first, last + 1)})
 
 
-def _tiles_of_zone(grid: UtmGrid, lonlat: BaseGeometry, zone: int, pixels: int) -> Iterator[Tile]:
+def _tiles_of_zone(grid: UtmGrid, lonlat: BaseGeometry, zone: int, resolution: float) -> Iterator[Tile]:
     area = _area_in_zone(lonlat, zone)
     shapely.prepare(area)
     for square in filter(_exists, _squares_below(area, zone)):
@@ -151,7 +151,7 @@ def _tiles_of_zone(grid: UtmGrid, lonlat: BaseGeometry, zone: int, pixels: int) 
                 min_x, min_y, max_x, max_y = cell
                 shift = square.false_northing
                 bounds = (min_x, min_y + shift, max_x, max_y + shift)
-                yield Tile(f"{square.name}_{i}_{j}", square.epsg, bounds, pixels, pixels)
+                yield grid.tile(f"{square.name}_{i}_{j}", square.epsg, bounds, resolution)
 
 
 def _squares_below(area: BaseGeometry, zone: int) -> Iterator[_Square]:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from shapely import MultiPolygon, Point, Polygon, affinity, box
 from shapely.geometry.base import BaseGeometry
 
-from tasks.grid import GeoPackageFeature, RasterSize, Tile, features_of_geopackage, tiles_of_geopackage
+from tasks.grid import RasterSize, Tile, tiles_of_geopackage
 
 BOX = box(0, 0, 1010, 1000)
 TRIANGLE = Polygon([(0, 0), (1000, 0), (0, 1000)])
@@ -52,8 +52,8 @@ def changed(path: Path, statement: str, *values: Any) -> Path:
 
 
 def sizes(path: Path, defaults: RasterSize | None = None) -> dict[str, tuple[int, int]]:
-    features = features_of_geopackage(path) if defaults is None else features_of_geopackage(path, defaults)
-    return {feature.tile.name: (feature.tile.width, feature.tile.height) for feature in features}
+    tiles = tiles_of_geopackage(path) if defaults is None else tiles_of_geopackage(path, defaults)
+    return {tile.name: (tile.width, tile.height) for tile in tiles}
 
 
 def check_refused(path: Path, message: str) -> None:
@@ -80,7 +80,7 @@ def test_a_table_as_eo_grow_writes_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "grid.gpkg"
     table = frame(id=[7, 8], identifier=["eopatch-7", "eopatch-8"], resolution=np.array([10, 10], np.int64))
     pyogrio.write_dataframe(table, path, layer="Grid EPSG:32633")
-    assert [(feature.id, feature.tile.name) for feature in features_of_geopackage(path)] == [
+    assert [(tile.id, tile.name) for tile in tiles_of_geopackage(path)] == [
         (7, "eopatch-7"),
         (8, "eopatch-8"),
     ]
@@ -145,18 +145,18 @@ def test_a_geopackage_must_not_have_more_than_700_000_features_over_all_tables(t
 
 def test_the_id_is_the_features_own(tmp_path: Path) -> None:
     path = written(tmp_path, frame(id=[30, 10], identifier=["a", "b"], resolution=[10, 10]))
-    assert features_of_geopackage(path)[0] == GeoPackageFeature(30, Tile("a", 32633, BOX.bounds, 101, 100))
+    assert {tile.name: tile.id for tile in tiles_of_geopackage(path)} == {"a": 30, "b": 10}
 
 
 def test_a_missing_id_is_replaced_by_the_primary_key(tmp_path: Path) -> None:
     path = written(tmp_path, frame(identifier=["a", "b"], resolution=[10, 10]))
     changed(path, "UPDATE t SET fid = 70 + fid")
-    assert [feature.id for feature in features_of_geopackage(path)] == [71, 72]
+    assert [tile.id for tile in tiles_of_geopackage(path)] == [71, 72]
 
 
 def test_the_id_may_be_the_primary_key(tmp_path: Path) -> None:
     path = written(tmp_path, frame(identifier=["a"], resolution=[10]), FID="id")
-    assert [feature.id for feature in features_of_geopackage(path)] == [1]
+    assert [tile.id for tile in tiles_of_geopackage(path)] == [1]
 
 
 def test_an_id_must_be_unique_in_its_table(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_an_id_must_be_unique_in_its_table(tmp_path: Path) -> None:
 
 def test_an_id_may_repeat_in_another_table(tmp_path: Path) -> None:
     tables = [frame(id=[1], identifier=[name], resolution=[10]) for name in "ab"]
-    assert [feature.id for feature in features_of_geopackage(written(tmp_path, *tables))] == [1, 1]
+    assert [tile.id for tile in tiles_of_geopackage(written(tmp_path, *tables))] == [1, 1]
 
 
 @pytest.mark.parametrize(("ids", "told"), [(["x"], "'x'"), ([1.5], "1.5"), ([None], "None")])
@@ -325,7 +325,7 @@ def test_with_defaults_no_column_for_the_size_is_needed(tmp_path: Path) -> None:
 
 def test_a_size_derived_from_the_default_resolution_is_limited_too(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"1 to 3500 pixels a side; .* has 10100 x 10000"):
-        features_of_geopackage(written(tmp_path, frame(identifier=["a"])), RasterSize(resolution=0.1))
+        tiles_of_geopackage(written(tmp_path, frame(identifier=["a"])), RasterSize(resolution=0.1))
 
 
 # ---- the file ----
