@@ -14,7 +14,11 @@ from localhub.engine.errors import ENGINE_NAME, NAMING, SCRIPT_NAME, EvalscriptE
 HEAP_LIMIT_BYTES: Final = 1_000_000_000
 """Below V8's own limit (1.57 GB), which ends the process. Typed arrays do not count: watch the resident memory too."""
 
-_PRELUDE: Final = resources.files("localhub.engine").joinpath("prelude.js").read_text(encoding="utf-8")
+_SOURCES: Final = [
+    resources.files("localhub.engine").joinpath(name).read_text(encoding="utf-8") + NAMING + ENGINE_NAME
+    for name in ("builtins.js", "prelude.js")
+]
+"""Ours, in the order in which they run; the last one's value is the host."""
 _TIME_ZONE_LOCK: Final = threading.Lock()
 
 
@@ -30,7 +34,7 @@ class Isolate:
             self._racer = MiniRacer()
             self._racer.eval("new Date(2000, 0).getTime()")
         self._racer.set_hard_memory_limit(HEAP_LIMIT_BYTES)
-        self._host: Any = self._racer.eval(f"{_PRELUDE}{NAMING}{ENGINE_NAME}")
+        self._host: Any = [self._racer.eval(source) for source in _SOURCES][-1]
 
     def load(self, source: str) -> None:
         """Run the script's top-level code.
