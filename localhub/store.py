@@ -45,7 +45,12 @@ CREATE TABLE IF NOT EXISTS deliveries (
     job_id TEXT NOT NULL REFERENCES jobs (id), number INTEGER NOT NULL, due TEXT NOT NULL, PRIMARY KEY (job_id, number)
 ) WITHOUT ROWID;
 """
-_ADDED_COLUMNS = (("accounts", "balance_pu", "REAL"), ("jobs", "body_hash", "TEXT"))
+_ADDED_COLUMNS = (
+    ("accounts", "balance_pu", "REAL"),
+    ("jobs", "body_hash", "TEXT"),
+    ("features", "outline", "BLOB"),
+    ("features", "tile_id", "INTEGER"),
+)
 """Columns (table, name, type) that the schema did not have from the beginning; a database that lacks one gets it,
 empty. They follow those of the schema in this order, in a new database too, so that rows are the same in both."""
 _ADD_JOB = "INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
