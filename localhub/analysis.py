@@ -11,7 +11,7 @@ import shapely
 from pyproj import Transformer
 from shapely.geometry.base import BaseGeometry
 
-from localhub.archive import Archive, ArchiveError
+from localhub.archive import Archive, ArchiveError, ArchiveSource
 from localhub.delivery import is_file_name, parse_s3_url
 from localhub.engine import Evalscript, EvalscriptError, Setup
 from localhub.errors import RequestFailed
@@ -34,7 +34,7 @@ class AnalysisTask:
     request: CreateRequest
     access: Mapping[str, Access]
     """To the object stores, by place: `output`, and `features` for GeoPackage input."""
-    archive: Path
+    archive: ArchiveSource
     scratch: Path
 
 

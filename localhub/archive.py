@@ -1,31 +1,33 @@
-"""The scene archive: a folder of STAC items, each with one single-band file an asset, and the search over them.
+"""The scene archive: STAC items, each with one single-band file an asset, and the search over them.
 
 Items follow STAC 1.0.0 (Item specification): GeoJSON features with ``collection``, ``properties.datetime`` and
-``assets`` keyed by band name. Relative hrefs start at the item's own folder.
+``assets`` keyed by band name. Relative hrefs start at the item's own folder. They lie in a folder or in a bucket.
 """
 
 import json
 import math
-import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+from shapely.affinity import translate
 from shapely.errors import ShapelyError
 from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
+
+from localhub.archiveroot import BucketFolder, Root, RootError, root_of
+from localhub.errors import StoreError
+from localhub.objectstore import Access
 
 DATA_MASK = "dataMask"
 """The band that every scene has: as an asset, or derived from a file's nodata value and extent."""
 
 ORDERS = ("mostRecent", "leastRecent", "leastCC")
 """The mosaicking orders of the service."""
-
-_REMOTE_SCHEMES = frozenset({"https", "s3"})
 
 
 class ArchiveError(ValueError):
@@ -49,31 +51,42 @@ class Scene:
     """Absolute path, or https or s3 URL, of each band's file."""
     properties: Mapping[str, Any] = field(hash=False)
     """The item's properties as they stand."""
+    access: Access | None = None
+    """How to read the assets; None: files, or addresses that need no key."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveSource:
+    """Which archive to read, and what of it to offer."""
+
+    place: Path | BucketFolder
+    withheld: frozenset[str] = frozenset()
+    """Bands that count as absent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """The scenes found below a folder."""
+    """The scenes found below a folder, or below a prefix of a bucket."""
 
-    folder: Path
+    place: Path | BucketFolder
     scenes: tuple[Scene, ...]
 
     @classmethod
-    def open(cls, folder: Path) -> "Archive":
-        """Read every STAC item below `folder`.
+    def open(cls, place: Path | BucketFolder, withheld: AbstractSet[str] = frozenset()) -> "Archive":
+        """Read every STAC item below `place`; the bands in `withheld` count as absent.
 
         Raises:
-            ArchiveError: the folder is missing or holds no item, or an item is broken; the message names its file.
+            ArchiveError: the folder or bucket cannot be read or holds no item, or an item is broken; the message
+                names its file.
         """
-        root = Path(os.path.realpath(folder))
-        if not root.is_dir():
-            raise ArchiveError(f"The archive {folder} is not a folder. Give the folder that holds the STAC items.")
-        documents = ((path, _read_json(path)) for path in sorted(root.rglob("*.json")))
-        scenes = tuple(_read_item(path, item, root) for path, item in documents if _is_item(path, item))
+        try:
+            scenes = tuple(_read_items(root_of(place), withheld))
+        except (RootError, StoreError) as error:
+            raise ArchiveError(str(error)) from error
         if not scenes:
-            raise ArchiveError(f"The archive {folder} holds no STAC item (*.json with type Feature).")
+            raise ArchiveError(f"The archive {place} holds no STAC item (*.json with type Feature).")
         _refuse_duplicates(scenes)
-        return cls(root, scenes)
+        return cls(place, scenes)
 
     @property
     def collections(self) -> frozenset[str]:
@@ -99,7 +112,7 @@ class Archive:
             collection: a name in `collections`.
             start: aware datetime, included.
             end: aware datetime, included.
-            footprint: longitude and latitude; a scene that only touches it counts.
+            footprint: longitude and latitude; a scene that only touches it counts. It may reach beyond ±180.
             max_cloud_cover: percent, included.
             order: `mostRecent` (newest first), `leastRecent`, or `leastCC` (least cloud first, then newest).
 
@@ -107,12 +120,13 @@ class Archive:
             ArchiveError: the collection or the order is unknown, or a time has no time zone.
         """
         _check_search(start, end, order)
+        places = _turned(footprint)
         found = [
             scene
             for scene in self._of(collection)
             if start <= scene.datetime <= end
             and scene.cloud_cover <= max_cloud_cover
-            and scene.footprint.intersects(footprint)
+            and any(scene.footprint.intersects(place) for place in places)
         ]
         return _ordered(found, order)
 
@@ -120,8 +134,15 @@ class Archive:
         scenes = [scene for scene in self.scenes if scene.collection == collection]
         if not scenes:
             held = ", ".join(sorted(self.collections))
-            raise ArchiveError(f"Collection {collection!r} is not in the archive {self.folder}. Choose one of: {held}.")
+            raise ArchiveError(f"Collection {collection!r} is not in the archive {self.place}. Choose one of: {held}.")
         return scenes
+
+
+def _turned(footprint: BaseGeometry) -> list[BaseGeometry]:
+    """Return `footprint`, and by a whole turn to either side where it leaves the longitudes that items have."""
+    west, _, east, _ = footprint.bounds
+    turns = [0.0] + [360.0] * (west < -180) + [-360.0] * (east > 180)
+    return [translate(footprint, xoff=turn) for turn in turns]
 
 
 def _check_search(start: datetime, end: datetime, order: str) -> None:
@@ -146,87 +167,91 @@ def _refuse_duplicates(scenes: Iterable[Scene]) -> None:
         raise ArchiveError(f"Item {name!r} of {collection} stands {count} times in the archive. Give each its own id.")
 
 
-def _read_json(path: Path) -> Any:
+def _read_items(root: Root, withheld: AbstractSet[str]) -> Iterator[Scene]:
+    for name, content in root.documents():
+        document = _parsed(name, content)
+        if _is_item(name, document):
+            yield _read_item(name, document, root, withheld)
+
+
+def _parsed(name: str, content: bytes) -> Any:
     try:
-        return json.loads(path.read_bytes())
-    except (ValueError, OSError) as error:
-        raise _broken(path, f"it is not readable JSON ({error})") from error
+        return json.loads(content)
+    except ValueError as error:
+        raise _broken(name, f"it is not readable JSON ({error})") from error
 
 
-def _is_item(path: Path, document: Any) -> bool:
+def _is_item(name: str, document: Any) -> bool:
     kind: Any = document.get("type") if isinstance(document, dict) else None
     if kind not in {"Feature", "Catalog", "Collection"}:
-        raise _broken(path, f"its type is {kind!r}, where a STAC item has 'Feature'")
+        raise _broken(name, f"its type is {kind!r}, where a STAC item has 'Feature'")
     return bool(kind == "Feature")
 
 
-def _read_item(path: Path, item: Mapping[str, Any], root: Path) -> Scene:
-    properties = _member(path, item, "properties", dict)
+def _read_item(name: str, item: Mapping[str, Any], root: Root, withheld: AbstractSet[str]) -> Scene:
+    properties = _member(name, item, "properties", dict)
     return Scene(
-        id=_member(path, item, "id", str),
-        collection=_member(path, item, "collection", str),
-        datetime=_sensing_time(path, properties),
-        cloud_cover=_cloud_cover(path, properties),
-        footprint=_footprint(path, item),
-        assets=_asset_files(path, item, root),
+        id=_member(name, item, "id", str),
+        collection=_member(name, item, "collection", str),
+        datetime=_sensing_time(name, properties),
+        cloud_cover=_cloud_cover(name, properties),
+        footprint=_footprint(name, item),
+        assets=_asset_files(name, item, root, withheld),
         properties=properties,
+        access=root.access,
     )
 
 
-def _member(path: Path, holder: Mapping[str, Any], name: str, kind: type) -> Any:
-    value = holder.get(name)
+def _member(name: str, holder: Mapping[str, Any], member: str, kind: type) -> Any:
+    value = holder.get(member)
     if not isinstance(value, kind) or not value:
-        raise _broken(path, f"{name!r} is {value!r}, where a non-empty {kind.__name__} is due")
+        raise _broken(name, f"{member!r} is {value!r}, where a non-empty {kind.__name__} is due")
     return value
 
 
-def _sensing_time(path: Path, properties: Mapping[str, Any]) -> datetime:
-    text = _member(path, properties, "datetime", str)
+def _sensing_time(name: str, properties: Mapping[str, Any]) -> datetime:
+    text = _member(name, properties, "datetime", str)
     try:
         time = datetime.fromisoformat(text)
     except ValueError as error:
-        raise _broken(path, f"its datetime {text!r} is not an RFC 3339 time") from error
+        raise _broken(name, f"its datetime {text!r} is not an RFC 3339 time") from error
     if time.tzinfo is None:
-        raise _broken(path, f"its datetime {text!r} has no time zone")
+        raise _broken(name, f"its datetime {text!r} has no time zone")
     return time.astimezone(UTC)
 
 
-def _cloud_cover(path: Path, properties: Mapping[str, Any]) -> float:
+def _cloud_cover(name: str, properties: Mapping[str, Any]) -> float:
     value = properties.get("eo:cloud_cover", 0.0)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 100:
-        raise _broken(path, f"its eo:cloud_cover is {value!r}, where a percentage from 0 to 100 is due")
+        raise _broken(name, f"its eo:cloud_cover is {value!r}, where a percentage from 0 to 100 is due")
     return float(value)
 
 
-def _footprint(path: Path, item: Mapping[str, Any]) -> BaseGeometry:
-    geometry = _member(path, item, "geometry", dict)
+def _footprint(name: str, item: Mapping[str, Any]) -> BaseGeometry:
+    geometry = _member(name, item, "geometry", dict)
     try:
         footprint = shape(geometry)
     except (ShapelyError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-        raise _broken(path, f"its geometry is not GeoJSON ({error})") from error
+        raise _broken(name, f"its geometry is not GeoJSON ({error})") from error
     if footprint.is_empty or not footprint.is_valid or not math.isfinite(footprint.area):
-        raise _broken(path, "its geometry is empty or crosses itself")
+        raise _broken(name, "its geometry is empty or crosses itself")
     return footprint
 
 
-def _asset_files(path: Path, item: Mapping[str, Any], root: Path) -> dict[str, str]:
-    assets = _member(path, item, "assets", dict)
-    return {band: _asset_file(path, band, asset, root) for band, asset in assets.items()}
+def _asset_files(name: str, item: Mapping[str, Any], root: Root, withheld: AbstractSet[str]) -> dict[str, str]:
+    assets = _member(name, item, "assets", dict)
+    return {band: _asset_file(name, band, asset, root) for band, asset in assets.items() if band not in withheld}
 
 
-def _asset_file(path: Path, band: str, asset: Any, root: Path) -> str:
+def _asset_file(name: str, band: str, asset: Any, root: Root) -> str:
     href = asset.get("href") if isinstance(asset, dict) else None
     if not isinstance(href, str) or not href:
-        raise _broken(path, f"its asset {band!r} has no href")
-    if urlsplit(href).scheme in _REMOTE_SCHEMES:
-        return href
-    file = os.path.realpath(path.parent / href)
-    if not Path(file).is_relative_to(root):
-        raise _broken(path, f"its asset {band!r} ({href}) lies outside the archive's folder")
-    if not os.path.isfile(file):  # noqa: PTH113 (a Path for each of thousands of assets costs more than the check)
-        raise _broken(path, f"its asset {band!r} ({href}) is not there")
-    return file
+        raise _broken(name, f"its asset {band!r} has no href")
+    try:
+        return root.file(name, href)
+    except RootError as error:
+        raise _broken(name, f"its asset {band!r} {error}") from error
 
 
-def _broken(path: Path, reason: str) -> ArchiveError:
-    return ArchiveError(f"STAC item {path} cannot be used: {reason}.")
+def _broken(name: str, reason: str) -> ArchiveError:
+    return ArchiveError(f"STAC item {name} cannot be used: {reason}.")

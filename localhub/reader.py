@@ -5,9 +5,12 @@ otherwise GDAL warps them. The warp is always laid out for the whole tile, so re
 same pixels as reading it at once. Overviews are never used: NEAREST returns values that stand in the file.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import numpy as np
 import rasterio
@@ -15,10 +18,13 @@ from numpy.typing import NDArray
 from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
+from rasterio.session import AWSSession
 from rasterio.vrt import WarpedVRT
+from rasterio.warp import transform as transformed
 from rasterio.windows import Window
 
 from localhub.archive import DATA_MASK, ArchiveError, Scene
+from localhub.objectstore import Access
 from tasks.grid import Tile
 
 ResamplingName = Literal["NEAREST", "BILINEAR", "BICUBIC"]
@@ -37,6 +43,7 @@ _ALIGNMENT_TOLERANCE_PX = 1e-3
 
 _GDAL_OPTIONS = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
 """No listing of the folder for side-car files at each opening."""
+_BUCKET_OPTIONS = {"GDAL_HTTP_MAX_RETRY": "3", "GDAL_HTTP_RETRY_DELAY": "0.5", "GDAL_HTTP_TIMEOUT": "60"}
 
 
 def read_band(
@@ -119,12 +126,38 @@ def _opened(scene: Scene, band: str) -> Iterator[DatasetReader]:
         raise ArchiveError(f"Scene {scene.id} of {scene.collection} has no band {band}. It has: {held}.")
     path = scene.assets[band]
     try:
-        with rasterio.Env(**_GDAL_OPTIONS), rasterio.open(path) as dataset:
+        with _environment(scene.access), rasterio.open(path) as dataset:
             if dataset.crs is None:
                 raise ArchiveError(f"Band {band} of scene {scene.id} has no CRS: {path}. Write it with its CRS.")
             yield dataset
     except RasterioError as error:
         raise ArchiveError(f"Band {band} of scene {scene.id} cannot be read from {path}: {error}") from error
+
+
+def _environment(access: Access | None) -> rasterio.Env:
+    """GDAL's options for the time of an opening: keys stand in no environment variable and outlive no reading."""
+    if access is None:
+        return rasterio.Env(**_GDAL_OPTIONS)
+    return rasterio.Env(_session(access), **_GDAL_OPTIONS, **_BUCKET_OPTIONS, **_endpoint_options(access))
+
+
+@lru_cache(maxsize=8)
+def _session(access: Access) -> AWSSession:
+    host = urlsplit(access.endpoint_url).netloc if access.endpoint_url else None
+    return AWSSession(
+        aws_access_key_id=access.key,
+        aws_secret_access_key=access.secret,
+        region_name=access.region or "us-east-1",
+        endpoint_url=host,
+    )
+
+
+def _endpoint_options(access: Access) -> dict[str, str]:
+    """Stores other than AWS know buckets by path, not by host name (GDAL, virtual file systems, ``/vsis3/``)."""
+    if access.endpoint_url is None:
+        return {}
+    secure = urlsplit(access.endpoint_url).scheme == "https"
+    return {"AWS_HTTPS": "YES" if secure else "NO", "AWS_VIRTUAL_HOSTING": "FALSE"}
 
 
 def _whole_pixel_origin(dataset: DatasetReader, tile: Tile) -> tuple[int, int] | None:
@@ -190,12 +223,20 @@ def _warp(dataset: DatasetReader, tile: Tile, window: Window, resampling: Resamp
 
 
 def _scale(dataset: DatasetReader, tile: Tile) -> dict[str, str]:
-    """Warp options with the ratio of the pixel sizes, on which the width of the kernels depends.
+    """Warp options with the ratio of the pixel sizes at the tile's centre, on which the width of the kernels depends.
 
     GDAL else estimates it block by block, from whatever part of the file a block meets: wrong by some per cent, and
     different from block to block, at the file's edges (GDAL, ``GDALWarpOptions``, XSCALE and YSCALE).
     """
-    if not dataset.crs.is_projected:
-        return {}
-    (file_x, file_y), (tile_x, tile_y) = dataset.res, tile.resolution
-    return {"XSCALE": repr(file_x / tile_x), "YSCALE": repr(file_y / tile_y)}
+    min_x, min_y, max_x, max_y = tile.bounds
+    x_step, y_step = tile.resolution
+    x, y = (min_x + max_x) / 2, (min_y + max_y) / 2
+    xs, ys = transformed(
+        f"EPSG:{tile.epsg}",
+        dataset.crs,
+        [x - x_step / 2, x + x_step / 2, x, x],
+        [y, y, y - y_step / 2, y + y_step / 2],
+    )
+    file_x, file_y = dataset.res
+    across, along = (math.hypot((xs[k + 1] - xs[k]) / file_x, (ys[k + 1] - ys[k]) / file_y) for k in (0, 2))
+    return {"XSCALE": repr(1 / across), "YSCALE": repr(1 / along)}

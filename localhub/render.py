@@ -5,14 +5,13 @@ Memory is bounded by a block of rows, not by the tile.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from localhub.archive import DATA_MASK, Archive, Scene
+from localhub.archive import DATA_MASK, Archive, ArchiveSource, Scene
 from localhub.engine import Evalscript, Plan, SceneInfo
 from localhub.payload import Data, Processing
 from localhub.reader import ResamplingName, read_band, read_data_mask
@@ -21,9 +20,9 @@ from tasks.grid import Tile, lonlat_outline
 
 
 @lru_cache(maxsize=4)
-def open_archive(folder: Path, _job_id: str) -> Archive:
-    """Return the archive, read once for each job and process: scenes added meanwhile count for later jobs."""
-    return Archive.open(folder)
+def open_archive(source: ArchiveSource, _reading: str) -> Archive:
+    """Return the archive, read once for each `_reading` and process: scenes added meanwhile count for later ones."""
+    return Archive.open(source.place, source.withheld)
 
 
 def find_scenes(archive: Archive, data: Data, tile: Tile) -> list[Scene]:

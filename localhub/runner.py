@@ -19,6 +19,7 @@ from localhub.jobs import Action, Job, Status
 from localhub.objectstore import Bucket
 from localhub.payload import parse_create_request
 from localhub.pool import PoolClosed, WorkerPool
+from localhub.providers import archive_source
 from localhub.settings import Settings
 from localhub.store import Feature, Store
 from localhub.worker import FeatureTask, Outcome, process_feature
@@ -136,7 +137,7 @@ class Runner:
             job.id,
             parse_create_request(job.request),
             self._store.access(job.id),
-            self._settings.archive,
+            archive_source(self._settings),
             self._scratch,
         )
         self._store.set_features(job.id, self._analysed(task))
@@ -179,7 +180,7 @@ class Runner:
                 access=access,
                 tile=feature.tile,
                 begun=feature.begun,
-                archive=settings.archive,
+                archive=archive_source(settings),
                 scratch=self._scratch,
                 block_bytes=settings.block_mb * 2**20,
                 deliver_zeros=settings.no_data_output == "zeros",

@@ -1,11 +1,17 @@
 """What a localhub needs to know before it starts."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
+from localhub.delivery import parse_s3_url
 from localhub.faults import Faults
+
+Provider = Literal["aws", "cdse"]
+"""The service's deployments."""
+S3Url = Annotated[str, Field(pattern=r"^s3:/")]
+"""A folder of a bucket."""
 
 
 class Settings(BaseModel):
@@ -15,8 +21,9 @@ class Settings(BaseModel):
 
     data_dir: Path
     """Folder of the jobs database, the credentials and the scratch files, for one localhub at a time; created."""
-    archive: Path
-    """Folder with STAC items (JSON) and the rasters that they name; a job sees the scenes of its start."""
+    archive: Annotated[S3Url | Path, Field(union_mode="left_to_right")]
+    """Folder, or s3:// folder of a bucket, with STAC items (JSON) and the rasters that they name; a job sees the scenes
+    of its start. A bucket is one of the store below and is read with its keys."""
     host: str = "127.0.0.1"
     """Address to listen on. Anything but a loopback address exposes plain HTTP to the network."""
     port: int = Field(default=8484, ge=0, le=65535)
@@ -37,7 +44,7 @@ class Settings(BaseModel):
     """Processing units of an account when it is made, at the first start with its client; None never ends."""
     requests_per_minute: int | None = Field(default=None, ge=1)
     """Requests that an account may make in a minute; more are answered with 429. None does not count."""
-    provider: Literal["aws", "cdse"] = "aws"
+    provider: Provider = "aws"
     """Whose deployment to be: `aws` has CLM and CLP and takes IAM roles; `cdse`, the Copernicus Data Space Ecosystem,
     has neither and wants an access key."""
     token_seconds: int = Field(default=3600, ge=1)
@@ -56,6 +63,13 @@ class Settings(BaseModel):
     """What a feature without any scene delivers: nothing, or rasters of zeros and the script's userdata.json."""
     faults: Faults = Faults()
     """What goes wrong from the start; the admin endpoint changes it while it runs."""
+
+    @field_validator("archive")
+    @classmethod
+    def _is_a_place(cls, value: str | Path) -> str | Path:
+        if isinstance(value, str):
+            parse_s3_url(value)
+        return value
 
     @model_validator(mode="after")
     def _names_each_client_once(self) -> Self:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from localhub.archive import Scene
+from localhub.archive import ArchiveSource, Scene
 from localhub.engine import Evalscript, Plan, Setup
 from localhub.errors import RequestFailed
 from localhub.objectstore import Access, Bucket
@@ -32,7 +32,7 @@ class FeatureTask:
     tile: Tile
     begun: bool
     """It was begun before: files at its targets may be its own and are replaced."""
-    archive: Path
+    archive: ArchiveSource
     scratch: Path
     block_bytes: int
     deliver_zeros: bool

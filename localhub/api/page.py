@@ -26,11 +26,12 @@ from localhub import jobs
 from localhub.api import faultwords
 from localhub.api.common import Operator, Served, Service
 from localhub.api.tilemap import FAILED, TileMap, TileState, state_of, tally, tile_map
-from localhub.archive import ArchiveError
+from localhub.archive import ArchiveError, ArchiveSource
 from localhub.incidents import Incidents
 from localhub.jobs import Job, Status
 from localhub.payload import parse_create_request, without_secrets
 from localhub.pricing import request_cost
+from localhub.providers import archive_source
 from localhub.render import open_archive
 from localhub.server import TOKEN_PATH
 from localhub.store import Feature, FeatureGroup
@@ -203,16 +204,16 @@ def _facts(request: Request, service: Service) -> list[tuple[str, str]]:
         ("Token URL", base_url + TOKEN_PATH),
         ("Provider", settings.provider),
         ("S3 endpoint", settings.s3_endpoint_url or "AWS"),
-        ("Archive", _archive_words(settings.archive)),
+        ("Archive", _archive_words(archive_source(settings))),
         ("Workers", str(settings.workers)),
         ("Accounts", ", ".join(balances)),
     ]
 
 
-def _archive_words(folder: Path) -> str:
+def _archive_words(source: ArchiveSource) -> str:
     """Return the scenes of an archive by collection, with their period, or why it cannot be read."""
     try:
-        archive = open_archive(folder, f"page-{time.monotonic() // ARCHIVE_SECONDS}")
+        archive = open_archive(source, f"page-{time.monotonic() // ARCHIVE_SECONDS}")
     except ArchiveError as error:
         return str(error)
     parts = []
@@ -220,7 +221,7 @@ def _archive_words(folder: Path) -> str:
         times = [scene.datetime for scene in archive.scenes if scene.collection == collection]
         scenes = f"{len(times):,} scene{'s' if len(times) > 1 else ''}"
         parts.append(f"{collection}: {scenes}, {min(times):%Y-%m-%d} to {max(times):%Y-%m-%d}")
-    return f"{folder}; {'; '.join(parts)}"
+    return f"{source.place}; {'; '.join(parts)}"
 
 
 # ---- one job ----

@@ -13,6 +13,7 @@ from affine import Affine
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from pyproj import Transformer
 from rasterio.enums import Resampling
 from rasterio.warp import reproject
 from rasterio.windows import Window
@@ -69,10 +70,21 @@ def _reference_warp(path: str, tile: Tile, resampling: Resampling) -> NDArray[An
             dst_transform=tile.transform,
             dst_crs=f"EPSG:{tile.epsg}",
             resampling=resampling,
-            XSCALE=dataset.res[0] / tile.resolution[0],
-            YSCALE=dataset.res[1] / tile.resolution[1],
+            **_scales(dataset.res, str(dataset.crs), tile),
         )
     return result
+
+
+def _scales(file_resolution: tuple[float, float], file_crs: str, tile: Tile) -> dict[str, float]:
+    """File's pixel over the tile's, measured in the file's CRS at the middle of the tile."""
+    x, y = (tile.bounds[0] + tile.bounds[2]) / 2, (tile.bounds[1] + tile.bounds[3]) / 2
+    dx, dy = tile.resolution
+    change = Transformer.from_crs(tile.epsg, file_crs, always_xy=True).transform
+    west, east, south, north = (
+        np.array(change(*p)) for p in ((x - dx / 2, y), (x + dx / 2, y), (x, y - dy / 2), (x, y + dy / 2))
+    )
+    across, along = (np.linalg.norm((a - b) / file_resolution) for a, b in ((west, east), (south, north)))
+    return {"XSCALE": 1 / across, "YSCALE": 1 / along}
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +122,10 @@ def test_pixels_outside_the_file_are_0_and_have_no_data(
         _tile(100, 90, 7, left=WEST + 203, top=NORTH - 401),
         _tile(200, 200, 20, left=WEST - 300, top=NORTH + 300),
         _tile(120, 110, 20, left=99400.0, top=5163000.0, epsg=UTM_34),
+        Tile("degrees", 4326, (15.785, 46.475, 15.815, 46.490), 100, 50),
+        Tile("web", 3857, (1757000.0, 5855000.0, 1760000.0, 5857000.0), 60, 40),
     ],
-    ids=["coarser", "finer", "beyond the file", "next UTM zone"],
+    ids=["coarser", "finer", "beyond the file", "next UTM zone", "degrees", "web Mercator"],
 )
 def test_other_grids_agree_with_gdals_warp_of_whole_arrays(scene: Scene, tile: Tile, resampling: Any) -> None:
     method = {"NEAREST": Resampling.nearest, "BILINEAR": Resampling.bilinear, "BICUBIC": Resampling.cubic}[resampling]

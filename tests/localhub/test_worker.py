@@ -11,7 +11,7 @@ import s3fs
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from localhub.archive import Archive
+from localhub.archive import Archive, ArchiveSource
 from localhub.errors import RequestFailed
 from localhub.objectstore import Access
 from localhub.payload import Processing, parse_create_request
@@ -103,7 +103,7 @@ def feature_task(archive: Archive, s3: SeaweedFS, bucket: str, scratch: Path, ye
         access=Access(s3.endpoint_url, s3.access_key, s3.secret_key),
         tile=TILE,
         begun=False,
-        archive=archive.folder,
+        archive=ArchiveSource(archive.place),
         scratch=scratch,
         block_bytes=1,
         deliver_zeros=True,
