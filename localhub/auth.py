@@ -28,6 +28,9 @@ class Account:
     """UUID; what the API calls `domainAccountId`."""
 
 
+EXPIRED = "The access token has expired; ask the token endpoint for a new one."
+
+
 class InvalidToken(Exception):
     """The token is malformed, not signed by us, expired, or was made invalid before its time."""
 
@@ -87,7 +90,7 @@ def read_token(token: str, key: bytes, *, not_before: int = 0) -> Account:
         raise InvalidToken("The access token is not one of this service; ask the token endpoint for one.")
     claims: dict[str, Any] = json.loads(_decode(signing_input.partition(".")[2]))
     if time.time() > claims["exp"]:
-        raise InvalidToken("The access token has expired; ask the token endpoint for a new one.")
+        raise InvalidToken(EXPIRED)
     if claims["iat"] < not_before:
         raise InvalidToken("The access token has been made invalid; ask the token endpoint for a new one.")
     return Account(claims["client_id"], claims["account"])

@@ -3,13 +3,27 @@
 ::
 
     Exception
-    ├── ApiError         answered at once, as an HTTP status and the service's error body
-    ├── RequestFailed    the whole batch request ends FAILED with this text
-    └── StoreError       the object store refused or could not be reached
+    ├── ApiError                answered at once, as an HTTP status and the service's error body
+    │   └── RateLimitExceeded   429, whose body is another
+    ├── RequestFailed           the whole batch request ends FAILED with this text
+    └── StoreError              the object store refused or could not be reached
 """
 
 from http import HTTPStatus
 from typing import Any
+
+_CODES = {
+    401: "COMMON_UNAUTHORIZED",
+    403: "COMMON_INSUFFICIENT_PERMISSIONS",
+    404: "COMMON_NOT_FOUND",
+    405: "COMMON_METHOD_NOT_ALLOWED",
+    415: "COMMON_UNSUPPORTED_MEDIA_TYPE",
+}
+
+
+def code_of(status: int) -> str:
+    """Return the service's code of a status about which nothing more is known."""
+    return _CODES.get(status, "COMMON_EXCEPTION")
 
 
 class ApiError(Exception):
@@ -41,6 +55,19 @@ class ApiError(Exception):
         if self.errors:
             error["errors"] = self.errors
         return {"error": error}
+
+
+class RateLimitExceeded(ApiError):
+    """Too many requests. The description does not declare it; the documentation's example is the bare error object."""
+
+    def __init__(self, message: str, retry_after_ms: int | None) -> None:
+        headers = None if retry_after_ms is None else {"Retry-After": str(retry_after_ms)}
+        super().__init__(429, message, "RATE_LIMIT_EXCEEDED", headers=headers)
+
+    def body(self) -> dict[str, Any]:
+        """Return the JSON body: `{status, reason, message, code}`."""
+        error: dict[str, Any] = super().body()["error"]
+        return error
 
 
 def bad_payload(message: str, errors: dict[str, str] | None = None) -> ApiError:

@@ -9,25 +9,19 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from localhub.api import batch, grids, oauth, page
-from localhub.api.common import Service, asking_account
-from localhub.errors import ApiError, bad_payload
+from localhub.api import admin, batch, grids, oauth, page
+from localhub.api.common import Service, within_rate
+from localhub.api.disturbance import Disturbance
+from localhub.errors import ApiError, bad_payload, code_of
 from localhub.faults import FaultBook
 from localhub.incidents import Incidents
+from localhub.limits import Policy, RateLimiter
 from localhub.runner import Runner
 from localhub.settings import Settings
 from localhub.store import Store
 
 BATCH_PREFIXES = ("/api/v2/batch", "/batch/v2")
 """Where clients look for the API: the first is that of `sentinelhub`, the second that of the description."""
-
-_HTTP_CODES = {
-    401: "COMMON_UNAUTHORIZED",
-    403: "COMMON_INSUFFICIENT_PERMISSIONS",
-    404: "COMMON_NOT_FOUND",
-    405: "COMMON_METHOD_NOT_ALLOWED",
-    415: "COMMON_UNSUPPORTED_MEDIA_TYPE",
-}
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -42,7 +36,7 @@ def create_app(settings: Settings) -> FastAPI:
         faults = FaultBook(settings.faults)
         runner = Runner(settings, store, faults)
         runner.start()
-        app.state.service = Service(settings, store, runner, faults, store.signing_key())
+        app.state.service = Service(settings, store, runner, faults, _limiter(settings), store.signing_key())
         yield
         runner.close()
         store.close()
@@ -53,12 +47,18 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_api_route("/health", _health)
     app.include_router(oauth.router())
     app.include_router(page.router())
+    app.include_router(admin.router())
     for prefix in BATCH_PREFIXES:
         for routes in (batch.router(), grids.router()):
-            app.include_router(routes, prefix=prefix, dependencies=[Depends(asking_account)])
+            app.include_router(routes, prefix=prefix, dependencies=[Depends(within_rate)])
     for kind in (ApiError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, _answer)
+    app.add_middleware(Disturbance)
     return app
+
+
+def _limiter(settings: Settings) -> RateLimiter | None:
+    return RateLimiter(Policy(settings.requests_per_minute)) if settings.requests_per_minute else None
 
 
 def _health() -> dict[str, str]:
@@ -78,8 +78,7 @@ def _api_error(error: Exception) -> ApiError:
         case ApiError():
             return error
         case HTTPException(status_code=status, headers=headers):
-            code = _HTTP_CODES.get(status, "COMMON_EXCEPTION")
-            return ApiError(status, str(error.detail), code, headers=dict(headers or {}))
+            return ApiError(status, str(error.detail), code_of(status), headers=dict(headers or {}))
         case RequestValidationError():
             notes = {".".join(str(part) for part in detail["loc"]): str(detail["msg"]) for detail in error.errors()}
             return bad_payload("A parameter of the request is invalid.", notes)

@@ -13,8 +13,9 @@ from fastapi import Depends, Request
 from starlette.datastructures import UploadFile
 
 from localhub.auth import Account, basic_credentials, bearer_account, is_client, unauthorized
-from localhub.errors import ApiError, bad_payload
+from localhub.errors import ApiError, RateLimitExceeded, bad_payload
 from localhub.faults import FaultBook
+from localhub.limits import RateLimiter
 from localhub.runner import Runner
 from localhub.settings import Settings
 from localhub.store import Store
@@ -32,6 +33,7 @@ class Service:
     store: Store
     runner: Runner
     faults: FaultBook
+    limiter: RateLimiter | None
     signing_key: bytes
 
 
@@ -51,6 +53,17 @@ def asking_account(request: Request, service: Served) -> Account:
 
 
 Asking = Annotated[Account, Depends(asking_account)]
+
+
+def within_rate(account: Asking, service: Served) -> None:
+    """Count a request of the API; raise the API's 429 when its account has made too many."""
+    if service.limiter is None:
+        return
+    wait_ms = service.limiter.wait_ms(account.account_id)
+    if wait_ms:
+        limit = service.limiter.policy.requests_per_minute
+        message = f"This account may make {limit} requests a minute and has made more; ask again in {wait_ms} ms."
+        raise RateLimitExceeded(message, wait_ms)
 
 
 def client_account(service: Service, client_id: str, secret: str) -> Account | None:
