@@ -25,6 +25,9 @@ UNITS: Final[Mapping[str, Mapping[str, float]]] = MappingProxyType(
 )
 """Band → unit → factor, the default unit first (Sentinel Hub's tables of Sentinel-2 bands). Other bands: DN only."""
 
+SENTINEL_2_BANDS: Final = frozenset(UNITS) | {"SCL", "CLP", "CLM", "dataMask"}
+"""Every band of Sentinel-2's collections, those that not every deployment has included."""
+
 
 def unit_factor(band: str, unit: str | None) -> float:
     """Factor from stored numbers to ``unit``, or to the band's default unit.

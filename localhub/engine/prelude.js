@@ -96,6 +96,16 @@
       return stringify(setup(), keepNumbers);
     },
 
+    // A script in the simple form declares nothing: what it returns for a pixel with data tells the number of bands.
+    simpleSetup(names) {
+      const input = parse(names);
+      const sample = {};
+      for (const name of input) sample[name] = name === "dataMask" ? 1 : 0.2;
+      const returned = find("evaluatePixel")(sample);
+      if (!isArray(returned)) throw new Failure("Script must return an array.");
+      return stringify({ input, output: { bands: returned.length } });
+    },
+
     // request: {kind, list, from, to, bands}; kind is undefined for SIMPLE, which has neither scenes nor a choice.
     prepare(request) {
       const { kind, list, from, to, bands } = parse(request);

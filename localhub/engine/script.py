@@ -16,7 +16,8 @@ from localhub.engine.isolate import Isolate
 from localhub.engine.loop import may_reuse_samples
 from localhub.engine.program import Program
 from localhub.engine.scenes import SceneInfo, describe_samples, group_scenes
-from localhub.engine.setup import Output, Setup, band_count, parse_setup
+from localhub.engine.setup import Output, band_count, parse_setup
+from localhub.engine.simple import as_function, bands_named, is_simple
 
 _VERSION_3: Final = re.compile(r"^\s*//.*\bVERSION\s*=\s*3\b", re.MULTILINE)
 _LIST_NAMES: Final = {"ORBIT": "orbits", "TILE": "tiles"}
@@ -57,8 +58,7 @@ class Evalscript:
         self._user_data: Any = None
         self._isolate = Isolate(timeout_seconds)
         try:
-            self._isolate.load(source)
-            self.setup = self._read_setup()
+            self.setup = parse_setup(self._load_simple() if is_simple(source) else self._load())
         except BaseException:
             self.close()
             raise
@@ -155,9 +155,17 @@ class Evalscript:
             self._user_data = json.loads(self._isolate.call("finish"))
         return self._user_data
 
-    def _read_setup(self) -> Setup:
+    def _load(self) -> Any:
+        self._isolate.load(self._source)
         declared = self._isolate.call("setup")
-        return parse_setup(json.loads(declared) if isinstance(declared, str) else None)
+        return json.loads(declared) if isinstance(declared, str) else None
+
+    def _load_simple(self) -> Any:
+        bands = bands_named(self._source)
+        if not bands:
+            raise invalid("The script has no functions setup and evaluatePixel, and names no band.")
+        self._isolate.load(as_function(self._source, bands))
+        return json.loads(self._isolate.call("simpleSetup", json.dumps(bands)))
 
     def _planned(self) -> Plan:
         if self._plan is None:
