@@ -6,6 +6,7 @@ Layouts: research note batch-v2, sections 4.2 and 4.3 (documentation, and what e
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyogrio.raw
@@ -62,3 +63,9 @@ def execution_database(features: Iterable[Feature]) -> bytes:
         return database.serialize()
     finally:
         database.close()
+
+
+def execution_key(root: str, request_id: str, place: Literal["root", "request", "bucket"]) -> str:
+    """Return the key of the execution database; `root` is the prefix of the delivery, empty or ending in a slash."""
+    folder = {"root": root, "request": f"{root}{request_id}/", "bucket": ""}[place]
+    return f"{folder}execution-{request_id}.sqlite"

@@ -3,7 +3,7 @@
 Pure: a job and an action in, a changed job out. The edges are those of the documented diagram::
 
     CREATED ──ANALYSE, START──> ANALYSING ──ok──> ANALYSIS_DONE ──START──> PROCESSING ──> DONE
-                                    └──error──> FAILED   │ STOP               │ STOP
+                                    └──error──> FAILED   │ STOP               │ STOP, out of PU, unhealthy
                                                          └────> STOPPED <─────┘
                                           ANALYSIS_DONE <──START── STOPPED
 """
@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Any
 
 from localhub.errors import ApiError
+from localhub.faults import Faults
 
 
 class Status(StrEnum):
@@ -26,6 +27,14 @@ class Status(StrEnum):
     DONE = "DONE"
     FAILED = "FAILED"
     STOPPED = "STOPPED"
+
+
+class StopReason(StrEnum):
+    """Why a batch request is STOPPED, as the API spells it."""
+
+    USER_ACTION = "USER_ACTION"
+    OUT_OF_PU = "OUT_OF_PU"
+    UNHEALTHY = "UNHEALTHY"
 
 
 class Action(StrEnum):
@@ -66,7 +75,7 @@ def act(job: Job, action: Action, now: datetime, restart_seconds: float) -> Job:
         case (Action.START, Status.STOPPED):
             return _restarted(job, now, restart_seconds)
         case (Action.STOP, Status.ANALYSIS_DONE):
-            return stopped(_acted(job, action, now), now)
+            return stopped(_acted(job, action, now), StopReason.USER_ACTION, now)
         case (Action.STOP, Status.ANALYSING | Status.PROCESSING):
             return job if job.action is Action.STOP else _acted(job, action, now)
     raise _refused(job, action, "wait for another status, or create a new request")
@@ -77,9 +86,13 @@ def _acted(job: Job, action: Action, now: datetime, *, status: Status | None = N
 
 
 def _restarted(job: Job, now: datetime, restart_seconds: float) -> Job:
-    """Continue a stopped job: documented not to be possible within 30 minutes of the stop."""
+    """Continue a stopped job: not within 30 minutes of a stop by its user.
+
+    The documentation ("Stopping the request") sets that time where it speaks of users who stop a request; a job that
+    the service has stopped may be started as soon as its cause is gone.
+    """
     allowed_from = (job.action_updated or job.updated) + timedelta(seconds=restart_seconds)
-    if now < allowed_from:
+    if job.stopped_reason == StopReason.USER_ACTION and now < allowed_from:
         raise _refused(job, Action.START, f"it can be started again from {allowed_from:%Y-%m-%dT%H:%M:%SZ}")
     return replace(_acted(job, Action.START, now, status=Status.ANALYSIS_DONE), stopped_reason=None)
 
@@ -93,7 +106,7 @@ def _refused(job: Job, action: Action, advice: str) -> ApiError:
 def analysed(job: Job, now: datetime) -> Job:
     """Return `job` after a successful analysis: stopped when STOP was asked meanwhile."""
     done = replace(job, status=Status.ANALYSIS_DONE, updated=now)
-    return stopped(done, now) if job.action is Action.STOP else done
+    return stopped(done, StopReason.USER_ACTION, now) if job.action is Action.STOP else done
 
 
 def processing(job: Job, now: datetime) -> Job:
@@ -103,9 +116,29 @@ def processing(job: Job, now: datetime) -> Job:
     return job
 
 
-def stopped(job: Job, now: datetime) -> Job:
-    """Return `job` as stopped by its user."""
-    return replace(job, status=Status.STOPPED, stopped_reason="USER_ACTION", updated=now)
+def reason_to_stop(job: Job, balance_pu: float | None, tiles: int, faults: Faults) -> StopReason | None:
+    """Return why a job that is processed has to stop, None when it may go on.
+
+    `balance_pu` is what its account has left, None for no end; `tiles` counts those that it has begun in this pass.
+    """
+    if job.action is Action.STOP:
+        return StopReason.USER_ACTION
+    if balance_pu is not None and balance_pu <= 0:
+        return StopReason.OUT_OF_PU
+    for reason, limit in (
+        (StopReason.OUT_OF_PU, faults.out_of_pu_after_tiles),
+        (StopReason.UNHEALTHY, faults.unhealthy_after_tiles),
+    ):
+        if limit is not None and tiles >= limit:
+            return reason
+    return None
+
+
+def stopped(job: Job, reason: StopReason, now: datetime) -> Job:
+    """Return `job` as stopped; a STOP of its user that came meanwhile is what counts."""
+    if job.action is Action.STOP:
+        reason = StopReason.USER_ACTION
+    return replace(job, status=Status.STOPPED, stopped_reason=reason, updated=now)
 
 
 def done(job: Job, now: datetime) -> Job:
@@ -129,6 +162,11 @@ def described(job: Job, description: str | None, now: datetime) -> Job:
     if description is None:
         return job
     return replace(job, request={**job.request, "description": description}, updated=now)
+
+
+def has_ended(job: Job) -> bool:
+    """Tell whether nothing can be done with `job` any more."""
+    return job.status in {Status.DONE, Status.FAILED}
 
 
 def is_active(job: Job) -> bool:

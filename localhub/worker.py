@@ -1,20 +1,23 @@
 """One feature, from scenes to files in the bucket. Runs in a worker process."""
 
 import json
+import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from localhub.archive import ArchiveSource, Scene
 from localhub.engine import Evalscript, Plan, Setup
 from localhub.errors import RequestFailed
+from localhub.faults import TileFault, first_of
 from localhub.objectstore import Access, Bucket
 from localhub.payload import CreateRequest
 from localhub.pricing import feature_cost
 from localhub.raster import RasterStack, zeros
 from localhub.render import find_scenes, open_archive, prepare, render
+from localhub.results import ResultFile, keep, upload
 from tasks.grid import Tile
 
 NO_DATA = "No data"
@@ -37,6 +40,12 @@ class FeatureTask:
     block_bytes: int
     deliver_zeros: bool
     """Whether a feature without data delivers rasters of zeros."""
+    kept: Path
+    """Folder for files that are to be delivered later; it does not exist yet, or from a try before a crash."""
+    tries: int = 0
+    """Failed tries before this one."""
+    faults: tuple[TileFault, ...] = ()
+    """What goes wrong with this tile, on demand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +55,14 @@ class Outcome:
     error: str | None
     """None or `No data`."""
     delivered: bool
+    """Its outputs are in the bucket."""
     cost_pu: float
+    late_seconds: float | None = None
+    """Its files are kept and to be delivered after this time."""
+
+
+class FaultOnDemand(Exception):
+    """A try that fails because somebody asked for it."""
 
 
 def process_feature(task: FeatureTask) -> Outcome:
@@ -57,10 +73,12 @@ def process_feature(task: FeatureTask) -> Outcome:
         ArchiveError: a scene cannot be read.
         StoreError: the bucket cannot be written.
         RequestFailed: a file exists that the request does not allow to overwrite.
+        FaultOnDemand: the tile has the fault `fatal`.
     """
     _refuse_existing(task)
+    _fail_on_demand(task)
     data = task.request.process_request.input.data[0]
-    scenes = find_scenes(open_archive(task.archive, task.job_id), data, task.tile)
+    scenes = _scenes(task)
     with (
         Evalscript(task.request.process_request.evalscript) as script,
         tempfile.TemporaryDirectory(dir=task.scratch) as folder,
@@ -68,15 +86,14 @@ def process_feature(task: FeatureTask) -> Outcome:
         plan = prepare(script, data, scenes, _requested(task))
         if not scenes:
             return _without_data(task, script, plan, Path(folder))
-        _evaluate(task, script, plan, scenes, Path(folder))
-        return Outcome(None, delivered=True, cost_pu=_cost(task, script.setup, plan))
+        return _evaluated(task, script, plan, scenes, Path(folder))
 
 
-def targets(request: CreateRequest, job_id: str, tile_name: str) -> dict[str, str]:
+def targets(request: CreateRequest, job_id: str, tile: Tile) -> dict[str, str]:
     """Return the key in the bucket of each of a tile's outputs, by response identifier."""
     template = request.template
     return {
-        response.identifier: template.path(job_id, tile_name, response.identifier, response.format.type)
+        response.identifier: template.path(job_id, tile, response.identifier, response.format.type)
         for response in request.process_request.output.responses
     }
 
@@ -86,11 +103,24 @@ def _refuse_existing(task: FeatureTask) -> None:
     if task.begun or task.request.output.overwrite:
         return
     bucket = _bucket(task)
-    for key in targets(task.request, task.job_id, task.tile.name).values():
+    for key in targets(task.request, task.job_id, task.tile).values():
         if key in bucket.keys(key):
             raise RequestFailed(
                 f"File s3://{bucket.name}/{key} exists already; allow overwrite or choose another path."
             )
+
+
+def _fail_on_demand(task: FeatureTask) -> None:
+    fault = first_of("fatal", task.faults)
+    if fault is not None and (fault.times is None or task.tries < fault.times):
+        raise FaultOnDemand(f"Tile {task.tile.name} fails on demand; see the fault 'fatal' of localhub's settings.")
+
+
+def _scenes(task: FeatureTask) -> list[Scene]:
+    if first_of("no_data", task.faults):
+        return []
+    data = task.request.process_request.input.data[0]
+    return find_scenes(open_archive(task.archive, task.job_id), data, task.tile)
 
 
 def _bucket(task: FeatureTask) -> Bucket:
@@ -102,33 +132,55 @@ def _requested(task: FeatureTask) -> set[str]:
     return {r.identifier for r in task.request.process_request.output.responses if r.format.type == "image/tiff"}
 
 
-def _evaluate(task: FeatureTask, script: Evalscript, plan: Plan, scenes: Sequence[Scene], folder: Path) -> None:
+def _evaluated(task: FeatureTask, script: Evalscript, plan: Plan, scenes: Sequence[Scene], folder: Path) -> Outcome:
     """Evaluate the script, then deliver the files."""
     processing = task.request.process_request.input.data[0].processing
     stack = RasterStack(folder, task.tile, plan.outputs)
     with stack:
         render(script, plan, scenes, task.tile, processing, task.block_bytes, stack.write)
-    _deliver(task, stack, script.user_data())
+    files = _files(task, stack, script.user_data(), folder)
+    return _delivered(task, files, Outcome(None, delivered=True, cost_pu=_cost(task, script.setup, plan)))
 
 
 def _without_data(task: FeatureTask, script: Evalscript, plan: Plan, folder: Path) -> Outcome:
-    if task.deliver_zeros:
-        stack = RasterStack(folder, task.tile, plan.outputs)
-        with stack:
-            stack.write(0, {output.id: zeros(output, task.tile) for output in plan.outputs})
-        _deliver(task, stack, script.user_data())
-    return Outcome(NO_DATA, delivered=task.deliver_zeros, cost_pu=0.0)
+    if not task.deliver_zeros:
+        return Outcome(NO_DATA, delivered=False, cost_pu=0.0)
+    stack = RasterStack(folder, task.tile, plan.outputs)
+    with stack:
+        stack.write(0, {output.id: zeros(output, task.tile) for output in plan.outputs})
+    files = _files(task, stack, script.user_data(), folder)
+    return _delivered(task, files, Outcome(NO_DATA, delivered=True, cost_pu=0.0))
 
 
-def _deliver(task: FeatureTask, stack: RasterStack, user_data: Any) -> None:
+def _files(task: FeatureTask, stack: RasterStack, user_data: Any, folder: Path) -> list[ResultFile]:
+    """Write the files to deliver below `folder`."""
     output = task.request.output
-    rasters = stack.export(output.cog_parameters if output.cog_output else None)
-    bucket = _bucket(task)
-    for identifier, key in targets(task.request, task.job_id, task.tile.name).items():
-        if identifier in rasters:
-            bucket.upload(key, rasters[identifier])
-        else:
-            bucket.write(key, json.dumps(user_data).encode())
+    paths = stack.export(output.cog_parameters if output.cog_output else None)
+    keys = targets(task.request, task.job_id, task.tile)
+    if keys.keys() - paths.keys():
+        paths["userdata"] = folder / "userdata.json"
+        paths["userdata"].write_text(json.dumps(user_data))
+    return [ResultFile(identifier, key, paths[identifier]) for identifier, key in keys.items()]
+
+
+def _delivered(task: FeatureTask, files: Sequence[ResultFile], outcome: Outcome) -> Outcome:
+    """Bring the files into the bucket, or into the state that a fault wants; return what is then true of them."""
+    files = _spoilt(files, task.faults)
+    late = first_of("undelivered", task.faults)
+    if late is None:
+        upload(files, _bucket(task))
+        return outcome
+    if late.seconds is not None:
+        keep(files, task.kept)
+    return replace(outcome, delivered=False, late_seconds=late.seconds)
+
+
+def _spoilt(files: Sequence[ResultFile], faults: Sequence[TileFault]) -> list[ResultFile]:
+    """Cut the files in half that a fault wants truncated; leave out those that it wants missing."""
+    for file in files:
+        if first_of("truncated", faults, file.output):
+            os.truncate(file.path, file.path.stat().st_size // 2)
+    return [file for file in files if not first_of("missing", faults, file.output)]
 
 
 def _cost(task: FeatureTask, setup: Setup, plan: Plan) -> float:

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from localhub.errors import ApiError
-from localhub.jobs import Action, Job, Status, act, analysed, described, is_active, processing, stopped
+from localhub.jobs import Action, Job, Status, StopReason, act, analysed, described, is_active, processing, stopped
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 LATER = NOON + timedelta(minutes=29)
@@ -63,7 +63,7 @@ def test_any_other_action_is_answered_with_400_and_changes_nothing(
 
 
 def test_a_stopped_job_can_be_started_again_after_half_an_hour_and_not_before() -> None:
-    halted = stopped(job(Status.PROCESSING, Action.STOP), NOON)
+    halted = stopped(job(Status.PROCESSING, Action.STOP), StopReason.USER_ACTION, NOON)
     with pytest.raises(ApiError, match="it can be started again from 2026-01-01T12:30:00Z"):
         act(halted, Action.START, LATER, HALF_AN_HOUR)
     started = act(halted, Action.START, MUCH_LATER, HALF_AN_HOUR)

@@ -107,6 +107,7 @@ def feature_task(archive: Archive, s3: SeaweedFS, bucket: str, scratch: Path, ye
         scratch=scratch,
         block_bytes=1,
         deliver_zeros=True,
+        kept=scratch.with_name("kept"),
     )
     return replace(task, **fields)
 
