@@ -3,11 +3,13 @@
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from http import HTTPMethod
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from localhub.api import admin, batch, grids, oauth, page
 from localhub.api.common import Service, within_rate
@@ -68,6 +70,8 @@ def _health() -> dict[str, str]:
 async def _answer(request: Request, error: Exception) -> Response:
     """Answer any error in the shape of the service's error body, and keep it for the page."""
     answer = _api_error(error)
+    if answer.status == 405:
+        answer.headers = {"Allow": ", ".join(_methods_there(request))}
     if not _asks_a_browser(request, answer):
         request.app.state.incidents.add(f"{request.method} {request.url.path} {answer.status}", answer.message)
     return JSONResponse(answer.body(), answer.status, headers=answer.headers)
@@ -83,6 +87,18 @@ def _api_error(error: Exception) -> ApiError:
             notes = {".".join(str(part) for part in detail["loc"]): str(detail["msg"]) for detail in error.errors()}
             return bad_payload("A parameter of the request is invalid.", notes)
     return ApiError(500, "Internal error of localhub; see its log.", "COMMON_EXCEPTION")
+
+
+def _methods_there(request: Request) -> list[HTTPMethod]:
+    """Return every method of a request's path, for `Allow` (RFC 9110, 15.5.6).
+
+    Starlette names those of one route only, where a path has a route for each of its methods.
+    """
+    return [
+        method
+        for method in HTTPMethod
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in request.app.routes)
+    ]
 
 
 def _asks_a_browser(request: Request, answer: ApiError) -> bool:
