@@ -4,6 +4,7 @@ They are kept in memory: a restart forgets them, the log does not.
 """
 
 import logging
+import re
 import threading
 from collections import deque
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from datetime import UTC, datetime
 KEPT = 50
 """So many incidents are kept; a new one drops the oldest."""
 _TEXT_LIMIT = 500
+_JOB_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +27,11 @@ class Incident:
     text: str
     """The error's own words, shortened."""
 
-    def concerns(self, job_id: str) -> bool:
-        """Tell whether a job is named in it."""
-        return job_id in self.what or job_id in self.text
+    @property
+    def job_id(self) -> str | None:
+        """The first job's id that is named in it."""
+        found = _JOB_ID.search(f"{self.what} {self.text}")
+        return found[0] if found else None
 
 
 class Incidents(logging.Handler):

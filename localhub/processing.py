@@ -167,14 +167,16 @@ class Pass:
 
     def _record_failure(self, feature: Feature, error: Exception) -> None:
         tries = feature.tries + 1
+        is_last = tries >= self._shop.settings.feature_tries
         text = WORKER_DIED if isinstance(error, BrokenProcessPool) else str(error) or type(error).__name__
-        _LOG.warning("Job %s feature %s failed (try %d): %s", self._job.id, feature.tile.name, tries, text)
-        if tries >= self._shop.settings.feature_tries and not isinstance(error, StoreError):
+        level = logging.WARNING if is_last else logging.INFO
+        _LOG.log(level, "Job %s feature %s failed (try %d): %s", self._job.id, feature.tile.name, tries, text)
+        if is_last and not isinstance(error, StoreError):
             self._end(replace(feature, tries=tries, status="FATAL", error=text))
             return
         failed = replace(feature, tries=tries)
         self._shop.store.set_feature(self._job.id, failed)
-        if tries < self._shop.settings.feature_tries:
+        if not is_last:
             self._retry.append(failed)
         else:  # the bucket cannot be written: no other feature would fare better
             self._failure = text

@@ -58,7 +58,7 @@ class Disturbance:
         if operation is None or fault is None:
             await self._app(scope, receive, send)
             return
-        _LOG.info("Fault of a request to %s: %s", operation, fault.model_dump_json(exclude_defaults=True))
+        _LOG.warning("Fault of a request to %s: %s", operation, fault.model_dump_json(exclude_defaults=True))
         if fault.executed:
             await self._executed(scope, receive, send, fault, operation)
         else:

@@ -34,10 +34,8 @@ def _answers(fault: ApiFault) -> Iterator[str]:
 
 
 def _which(fault: ApiFault) -> str:
-    first = f"after the first {fault.skip}, " if fault.skip else ""
-    if fault.times is None:
-        return f"{first}all of them"
-    return f"{first}{'one' if fault.times == 1 else fault.times} of them"
+    count = "all of them" if fault.times is None else f"{'one' if fault.times == 1 else fault.times} of them"
+    return f"{count}, after {fault.skip} that pass" if fault.skip else count
 
 
 def _tile(fault: TileFault) -> str:
@@ -49,8 +47,8 @@ def _tile(fault: TileFault) -> str:
         case "no_data":
             return f"{tiles} are processed as if there were no scene."
         case "undelivered":
-            late = "never" if fault.seconds is None else f"{fault.seconds:g} s later"
-            return f"{tiles} are DONE before their files are delivered, which happens {late}."
+            late = "are never delivered" if fault.seconds is None else f"follow {fault.seconds:g} s later"
+            return f"{tiles} are DONE without their files, which {late}."
         case "truncated":
             return f"{tiles} are delivered with half of {outputs}."
         case "missing":

@@ -9,7 +9,7 @@ import base64
 import hashlib
 import json
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,9 +24,12 @@ from markupsafe import Markup
 
 from localhub import jobs
 from localhub.api import faultwords
+from localhub.api.admin import equal_creates
 from localhub.api.common import Operator, Served, Service
 from localhub.api.tilemap import FAILED, TileMap, TileState, state_of, tally, tile_map
 from localhub.archive import ArchiveError, ArchiveSource
+from localhub.faults import DatabaseFault
+from localhub.featurefiles import execution_key
 from localhub.incidents import Incidents
 from localhub.jobs import Job, Status
 from localhub.payload import parse_create_request, without_secrets
@@ -45,6 +48,7 @@ TILES_DRAWN = 20_000
 ARCHIVE_SECONDS = 60
 """How long the count of the archive's scenes is kept before the folder is read again."""
 
+_UNDELIVERED = "DONE, but its files are not in the bucket"
 _ACTIVE = (Status.ANALYSING, Status.PROCESSING)
 _TEMPLATES = Path(__file__).with_name("templates")
 _STYLE = (_TEMPLATES / "page.css").read_text()
@@ -84,6 +88,7 @@ def _environment() -> Environment:
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
+        auto_reload=False,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -142,13 +147,17 @@ class Line:
         return sum(self.counts[state] for state in FAILED)
 
     @property
+    def states(self) -> list[tuple[TileState, int]]:
+        """The states that its tiles have, with their number; what has ended comes first."""
+        return [(state, self.counts[state]) for state in reversed(TileState) if self.counts[state]]
+
+    @property
     def bar(self) -> Iterator[tuple[TileState, float, float]]:
-        """State, begin and length of each stretch of its bar, in percent; failures stand first."""
+        """State, begin and length of each stretch of its bar, in percent."""
         begin = 0.0
-        for state in TileState:
-            length = 100 * self.counts[state] / max(1, self.tiles)
-            if length:
-                yield state, round(begin, 3), round(length, 3)
+        for state, count in self.states:
+            length = 100 * count / self.tiles
+            yield state, round(begin, 3), round(length, 3)
             begin += length
 
 
@@ -196,7 +205,7 @@ def _facts(request: Request, service: Service) -> list[tuple[str, str]]:
     settings = service.settings
     base_url = str(request.base_url).rstrip("/")
     balances = (
-        f"{account.client_id} ({'PU without end' if balance is None else f'{balance:,.1f} PU left'})"
+        f"{account.client_id} ({'unlimited' if balance is None else f'{balance:,.1f} PU left'})"
         for account, balance in service.store.accounts().items()
     )
     return [
@@ -207,7 +216,15 @@ def _facts(request: Request, service: Service) -> list[tuple[str, str]]:
         ("Archive", _archive_words(archive_source(settings))),
         ("Workers", str(settings.workers)),
         ("Accounts", ", ".join(balances)),
+        ("Requests created", _creates_words(service)),
     ]
+
+
+def _creates_words(service: Service) -> str:
+    """Return how many creates were executed, and how many of them asked for the same again."""
+    creates = service.store.creates()
+    repeated = sum(len(group) - 1 for group in equal_creates(creates))
+    return f"{len(creates):,}, {repeated:,} of them a second time" if repeated else f"{len(creates):,}, no two equal"
 
 
 def _archive_words(source: ArchiveSource) -> str:
@@ -232,7 +249,7 @@ def _job(request: Request, job_id: str, _operator: Operator, service: Served) ->
     if job is None:
         return html("missing.html", 404, job_id=job_id)
     line = _lines([job], service)[0]
-    incidents = [incident for incident in _incidents(request).newest() if incident.concerns(job_id)]
+    incidents = [incident for incident in _incidents(request).newest() if incident.job_id == job_id]
     return html(
         "job.html",
         line=line,
@@ -242,7 +259,8 @@ def _job(request: Request, job_id: str, _operator: Operator, service: Served) ->
         map=_map(line, service),
         step=_step(line.tiles),
         failures=_failures(line, service),
-        places=_places(job),
+        equal=_equal(job_id, service),
+        places=_places(job, service.faults.current.database),
         s3_endpoint_url=service.settings.s3_endpoint_url,
         request_json=_request_json(job),
         evalscript=job.request["processRequest"]["evalscript"],
@@ -260,19 +278,48 @@ def _map(line: Line, service: Service) -> TileMap | None:
     return tile_map(features, processing=line.job.status is Status.PROCESSING) if features else None
 
 
-def _failures(line: Line, service: Service) -> list[tuple[Feature, TileState]]:
-    failed = service.store.failed_features(line.job.id, FAILURES_SHOWN) if line.failed else []
-    return [(feature, state_of(feature, processing=False)) for feature in failed]
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The tiles that failed in the same way."""
+
+    state: TileState
+    error: str
+    tries: int
+    """Most failed tries that one of them had."""
+    tiles: tuple[str, ...]
+
+    @property
+    def count(self) -> int:
+        """Number of the tiles."""
+        return len(self.tiles)
 
 
-def _places(job: Job) -> list[tuple[str, str]]:
+def _failures(line: Line, service: Service) -> list[Failure]:
+    """Return the failed tiles by error: a script that fails fails everywhere, and is read once."""
+    grouped: defaultdict[tuple[TileState, str], list[Feature]] = defaultdict(list)
+    for feature in service.store.failed_features(line.job.id, FAILURES_SHOWN) if line.failed else []:
+        grouped[state_of(feature, processing=False), feature.error or _UNDELIVERED].append(feature)
+    return [
+        Failure(state, error, max(f.tries for f in features), tuple(f.tile.name for f in features))
+        for (state, error), features in grouped.items()
+    ]
+
+
+def _equal(job_id: str, service: Service) -> list[str]:
+    """Return the ids of the account's other jobs that were created with an equal body."""
+    groups = ([create.job_id for create in group] for group in equal_creates(service.store.creates()))
+    return [other for group in groups if job_id in group for other in group if other != job_id]
+
+
+def _places(job: Job, fault: DatabaseFault) -> list[tuple[str, str]]:
     """Return where the job's files are, as names and s3:// addresses."""
     template = parse_create_request(job.request).template
-    root = f"s3://{template.bucket}/{template.root}"
+    bucket = f"s3://{template.bucket}/"
+    root = bucket + template.root
     return [
-        ("Results", f"s3://{template.bucket}/{template.key.replace('<requestId>', job.id)}"),
+        ("Results", bucket + template.key.replace("<requestId>", job.id)),
         ("Feature manifest", f"{root}featureManifest-{job.id}.gpkg"),
-        ("Execution database", f"{root}execution-{job.id}.sqlite"),
+        ("Execution database", bucket + execution_key(template.root, job.id, fault.place)),
         ("Request", f"{root}request-{job.id}.json"),
     ]
 

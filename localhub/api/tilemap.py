@@ -29,12 +29,12 @@ _TOLERANCE_PIXELS = 0.3  # a point of an outline that lies closer to the line be
 
 
 class TileState(StrEnum):
-    """What has become of a tile, in people's words; what needs attention comes first."""
+    """What has become of a tile, in people's words; what has ended comes last."""
 
+    PENDING = "pending"
+    RUNNING = "running"
     FATAL = "fatal"
     UNDELIVERED = "undelivered"
-    RUNNING = "running"
-    PENDING = "pending"
     NO_DATA = "no data"
     DONE = "done"
 
@@ -159,7 +159,7 @@ def _one_a_state(drawn: Sequence[_Drawn]) -> Iterator[Shape]:
     grouped: defaultdict[TileState, list[_Drawn]] = defaultdict(list)
     for one in drawn:
         grouped[one.state].append(one)
-    for state, members in sorted(grouped.items(), key=lambda item: list(TileState).index(item[0]), reverse=True):
+    for state, members in sorted(grouped.items(), key=lambda item: item[0] in FAILED):
         singles = members[:DETAILED_TILES] if state in FAILED else []
         merged = members[len(singles) :]
         if merged:
