@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(scope="session")
 def eogrow_programs() -> Path:
-    """The folder of programs of eo-grow's own environment: built in seconds, once for each lock, and kept."""
+    """The folder of programs of eo-grow's own environment: built once for each lock, and kept."""
     try:
         return built_environment(ROOT / ".venv-eogrow")
     except BuildError as error:

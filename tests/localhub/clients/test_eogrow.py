@@ -239,7 +239,7 @@ def test_an_analysed_job_that_was_started_elsewhere_is_resumed_and_becomes_eopat
     analysed = project.run(DOWNLOAD, **download(analysis_only=True))
     assert (analysed.returncode, analysed.finished) == (0, []), analysed.output
     (request,) = requests_of(project, client)
-    assert request.status.value == "ANALYSIS_DONE"
+    assert request.status.value == "ANALYSIS_DONE", request.error
     assert batch_files(project) == {f"featureManifest-{request.request_id}.gpkg", f"request-{request.request_id}.json"}
 
     client.start_job(request)
@@ -268,7 +268,7 @@ def test_a_fatal_tile_is_reported_and_one_without_scenes_becomes_an_empty_eopatc
     put_inputs(project, (GOOD, FAILING, WITHOUT_SCENES), throwing_on(FAILING, but_not_on=GOOD, scenes=scenes))
     ordered = project.run(DOWNLOAD, **download())
     (request,) = requests_of(project, client_of(zeros_hub))
-    assert request.status.value == "DONE"
+    assert request.status.value == "DONE", request.error
     good, failing, without_scenes = tiles_of(project, GOOD, FAILING, WITHOUT_SCENES)
     assert (set(ordered.finished), ordered.failed) == ({good, without_scenes}, [failing]), ordered.output
     assert ordered.returncode == 1

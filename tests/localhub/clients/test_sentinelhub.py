@@ -60,7 +60,7 @@ def test_the_job_monitor_follows_a_job_from_start_to_end(
     request = order()
     client.start_job(request)
     done = monitor_batch_process_job(request, client, sleep_time=60, analysis_sleep_time=5)
-    assert (done.status, done.completion_percentage) == (BatchRequestStatus.DONE, 100)
+    assert (done.status, done.completion_percentage) == (BatchRequestStatus.DONE, 100), done.error
 
 
 def test_the_monitors_return_after_the_analysis_and_raise_for_a_stopped_job(
@@ -173,7 +173,8 @@ def test_what_the_helper_functions_take_arrives(
     assert (echo["instanceType"], echo["description"], echo["projectName"]) == ("large", "all of it", "kept")
 
     client.start_job(request)
-    assert wait_for(client, request).status is BatchRequestStatus.DONE
+    done = wait_for(client, request)
+    assert done.status is BatchRequestStatus.DONE, done.error
     (path,) = s3_files.glob(f"{bucket}/o/*.tif")
     with rasterio.MemoryFile(s3_files.cat_file(path)) as memory, memory.open() as dataset:
         assert dataset.shape == (334 + 2 * 1, 334 + 2 * 3)
