@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import shapely
-from pyproj import Transformer
+from numpy.typing import NDArray
+from shapely import affinity
 from shapely.geometry.base import BaseGeometry
 
 from localhub.archive import Archive, ArchiveError, ArchiveSource
@@ -22,8 +23,9 @@ from localhub.render import open_archive
 from localhub.store import Feature
 from localhub.worker import targets
 from tasks.grid import Tile, tiles_of_geopackage, tiles_of_grid
+from tasks.grid.coordinates import LONLAT, area_to_lonlat, crs_of, transformed, transformer
 
-_EDGE_PARTS = 100  # an area's longest side is cut into so many edges before it is reprojected
+_SLIVER = 1e-9  # share of a feature: an overlap that is smaller is a common edge
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,7 @@ def _tiles_of_geopackage(wanted: GeoPackageInput, access: Access, folder: Path) 
     bucket, key = parse_s3_url(wanted.features.s3.url)
     path = folder / "features.gpkg"
     path.write_bytes(Bucket(bucket, access).read(key))
-    return tiles_of_geopackage(path)
+    return tiles_of_geopackage(path, wanted.raster_size)
 
 
 def within_bounds(tiles: Sequence[Tile], bounds: Bounds) -> list[Tile]:
@@ -132,15 +134,30 @@ def within_bounds(tiles: Sequence[Tile], bounds: Bounds) -> list[Tile]:
     area = bounds.area
     if area is None:
         return list(tiles)
-    areas = {epsg: _projected(area, bounds.epsg, epsg) for epsg in {tile.epsg for tile in tiles}}
-    return [tile for tile in tiles if areas[tile.epsg].intersection(shapely.box(*tile.bounds)).area > 0]
+    groups = {epsg: [tile for tile in tiles if tile.epsg == epsg] for epsg in {tile.epsg for tile in tiles}}
+    names = {tile.name for epsg, group in groups.items() for tile in _meeting(group, area, bounds.epsg, epsg)}
+    return [tile for tile in tiles if tile.name in names]
 
 
-def _projected(area: BaseGeometry, source: int, target: int) -> BaseGeometry:
-    min_x, min_y, max_x, max_y = area.bounds
-    dense = shapely.segmentize(area, max(max_x - min_x, max_y - min_y) / _EDGE_PARTS)
-    change = Transformer.from_crs(source, target, always_xy=True)
-    return shapely.make_valid(shapely.transform(dense, lambda points: np.column_stack(change.transform(*points.T))))
+def _meeting(tiles: Sequence[Tile], area: BaseGeometry, crs: int, epsg: int) -> list[Tile]:
+    """Return the tiles, all of one CRS, that meet an area by more than a common edge."""
+    shapes = np.array([tile.shape for tile in tiles])
+    same = crs == epsg and crs_of(epsg).is_projected  # in degrees, the area may still lie a turn away
+    here = area if same else _projected(area, crs, epsg, shapely.total_bounds(shapes))
+    shapely.prepare(here)
+    near = np.flatnonzero(shapely.intersects(here, shapes))
+    overlaps = shapely.area(shapely.intersection(here, shapes[near])) / shapely.area(shapes[near])
+    return [tiles[position] for position in near[overlaps > _SLIVER]]
+
+
+def _projected(area: BaseGeometry, source: int, target: int, extent: NDArray[np.float64]) -> BaseGeometry:
+    """Bring an area into a CRS; only what is near the extent there, because a CRS need not reach around the world."""
+    west, south, east, north = transformer(target, LONLAT).transform_bounds(*extent)
+    window = shapely.box(west - 1, south - 1, east + 1 + (360 if east < west else 0), north + 1)
+    lonlat = shapely.make_valid(area_to_lonlat(area, source))
+    turns = (affinity.translate(lonlat, xoff=turn) for turn in (-360.0, 0.0, 360.0))
+    near = shapely.union_all([shapely.intersection(turned, window) for turned in turns])
+    return shapely.make_valid(transformed(near, LONLAT, target))
 
 
 def _check_names(tiles: Iterable[Tile]) -> None:
@@ -152,7 +169,8 @@ def _check_names(tiles: Iterable[Tile]) -> None:
 def _features(task: AnalysisTask, tiles: Sequence[Tile]) -> list[Feature]:
     """Return a feature for each tile; those whose files all exist are DONE when the request skips them."""
     output = task.request.output
-    keys = {tile.name: set(targets(task.request, task.job_id, tile.name).values()) for tile in tiles}
+    keys = {tile.name: set(targets(task.request, task.job_id, tile).values()) for tile in tiles}
+    _check_targets(keys)
     existing = _existing(task, keys.values()) if output.skip_existing or not output.overwrite else set()
     features = []
     for number, tile in enumerate(tiles, start=1):
@@ -169,6 +187,17 @@ def _features(task: AnalysisTask, tiles: Sequence[Tile]) -> list[Feature]:
     return features
 
 
+def _check_targets(keys: Mapping[str, set[str]]) -> None:
+    """Refuse that two files would be one: ids may repeat over a GeoPackage's tables, and names may be put together."""
+    writers: dict[str, str] = {}
+    for name, key in ((name, key) for name, group in keys.items() for key in group):
+        if writers.setdefault(key, name) != name:
+            raise RequestFailed(
+                f"Features '{writers[key]}' and '{name}' would both be written to {key}; put <tileName> into a path "
+                "segment of its own."
+            )
+
+
 def _existing(task: AnalysisTask, keys: Iterable[set[str]]) -> set[str]:
     every_key = {key for group in keys for key in group}
     common = os.path.commonprefix(sorted(every_key))  # noqa: RUF071 (characters are meant: keys are no paths)
@@ -180,7 +209,7 @@ def _upload_manifest(task: AnalysisTask, tiles: Sequence[Tile], epsgs: set[int],
     name = f"featureManifest-{task.job_id}.gpkg"
     rows = [
         (tile, {output: f"s3://{template.bucket}/{key}" for output, key in keys.items()})
-        for tile, keys in ((tile, targets(task.request, task.job_id, tile.name)) for tile in tiles)
+        for tile, keys in ((tile, targets(task.request, task.job_id, tile)) for tile in tiles)
     ]
     write_manifest(folder / name, rows, epsgs)
     Bucket(template.bucket, task.access["output"]).upload(template.root + name, folder / name)

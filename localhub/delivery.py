@@ -6,8 +6,10 @@ Rules: research note batch-v2, section 2.7 (documentation of `output.delivery`, 
 import re
 from dataclasses import dataclass
 
+from tasks.grid import Tile
+
 PLACEHOLDER = re.compile(r"<([^<>/]*)>")
-KNOWN = frozenset({"requestId", "tileName", "outputId", "format"})
+KNOWN = frozenset({"requestId", "tileName", "tileId", "outputId", "format"})
 FOLDER_TEMPLATE = "<requestId>/<tileName>/<outputId>.<format>"
 EXTENSIONS = {"image/tiff": "tif", "application/json": "json"}
 """File extension by response format: the documentation prints "tiff", every existing consumer reads "tif"."""
@@ -30,11 +32,12 @@ class Template:
         static = self.key.partition("<")[0]
         return static[: static.rfind("/") + 1]
 
-    def path(self, request_id: str, tile_name: str, output_id: str, media_type: str) -> str:
+    def path(self, request_id: str, tile: Tile, output_id: str, media_type: str) -> str:
         """Return the key of one result."""
         values = {
             "requestId": request_id,
-            "tileName": tile_name,
+            "tileName": tile.name,
+            "tileId": str(tile.id),
             "outputId": output_id,
             "format": EXTENSIONS[media_type],
         }
@@ -60,14 +63,16 @@ def parse_template(url: str, outputs: int) -> Template:
     """
     bucket, key = parse_s3_url(url)
     names = set(PLACEHOLDER.findall(key))
+    if set("<>") & set(PLACEHOLDER.sub("", key)):
+        raise ValueError(f"'{url}' has a '<' or '>' that belongs to no placeholder; known are {_listed(KNOWN)}")
     if not names:
         folder = f"{key.rstrip('/')}/" if key.strip("/") else ""
         return Template(bucket, folder + FOLDER_TEMPLATE)
     if unknown := names - KNOWN:
         placeholders = ", ".join(f"<{name}>" for name in sorted(unknown))
         raise ValueError(f"'{url}' has the unknown placeholder {placeholders}; known are {_listed(KNOWN)}")
-    if "tileName" not in names:
-        raise ValueError(f"'{url}' lacks <tileName>: all tiles would be written to the same file")
+    if not {"tileName", "tileId"} & names:
+        raise ValueError(f"'{url}' lacks <tileName> or <tileId>: all tiles would be written to the same file")
     if outputs > 1 and "outputId" not in names:
         raise ValueError(f"'{url}' lacks <outputId>: all {outputs} outputs of a tile would be written to the same file")
     return Template(bucket, key)

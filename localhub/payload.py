@@ -19,7 +19,7 @@ from localhub.delivery import Template, parse_s3_url, parse_template
 from localhub.errors import ApiError, bad_payload
 from localhub.reader import ResamplingName
 from localhub.sentinel2 import ALIASES
-from tasks.grid import grid_with
+from tasks.grid import MAX_PIXELS, RasterSize, grid_with
 
 WGS84 = 4326
 _OTHER_CRS = (
@@ -235,13 +235,36 @@ class TilingGridInput(_Model):
         return self
 
 
+Pixels = Annotated[int, Field(ge=1, le=MAX_PIXELS)]
+
+
+class FeatureDefaults(_Model):
+    """What features take that lack a size of their own: width and height, or a resolution."""
+
+    width: Pixels | None = None
+    height: Pixels | None = None
+    resolution: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+
+    @model_validator(mode="after")
+    def _is_one_size(self) -> Self:
+        if (self.width is None) != (self.height is None):
+            raise ValueError("width and height go together; give both, or a resolution")
+        if self.width is not None and self.resolution is not None:
+            raise ValueError("width and height exclude a resolution; give one or the other")
+        return self
+
+
 class GeoPackageInput(_Model):
     """Features of a GeoPackage in an object store."""
 
     type: Literal["geopackage"]
     features: Place
-    defaults: None = None
-    """Not offered by this version."""
+    defaults: FeatureDefaults = FeatureDefaults()
+
+    @property
+    def raster_size(self) -> RasterSize:
+        """The size of features that lack their own."""
+        return RasterSize(self.defaults.width, self.defaults.height, self.defaults.resolution)
 
 
 Resampling = Literal["nearest", "average", "gauss", "cubic", "cubicspline", "lanczos", "average_magphase", "mode"]

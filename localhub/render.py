@@ -9,14 +9,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rasterio.features import geometry_mask
 from rasterio.windows import Window
+from rasterio.windows import transform as window_transform
 
 from localhub.archive import DATA_MASK, Archive, ArchiveSource, Scene
 from localhub.engine import Evalscript, Plan, SceneInfo
 from localhub.payload import Data, Processing
 from localhub.reader import ResamplingName, read_band, read_data_mask
 from localhub.sentinel2 import resampling
-from tasks.grid import Tile, lonlat_outline
+from tasks.grid import Tile, lonlat_shape
 
 
 @lru_cache(maxsize=4)
@@ -32,7 +34,7 @@ def find_scenes(archive: Archive, data: Data, tile: Tile) -> list[Scene]:
         data.type,
         wanted.time_range.from_,
         wanted.time_range.to,
-        lonlat_outline(tile),
+        lonlat_shape(tile),
         wanted.max_cloud_coverage,
         wanted.mosaicking_order,
     )
@@ -90,13 +92,15 @@ def read_samples(
 ) -> dict[str, NDArray[Any]]:
     """Return (samples, height, width) for each band, as stored, and 0 where there is no data.
 
-    A sample's scenes mosaic in their order: each pixel is the first scene's that has data there.
+    There is none where a pixel's centre lies outside of the tile's outline. A sample's scenes mosaic in their order:
+    each pixel is the first scene's that has data there.
     """
     shape = (len(samples), int(window.height), int(window.width))
+    inside = _inside(tile, window)
     methods = _methods(bands, tile, processing)
     result: dict[str, NDArray[Any]] = {}
     for position, members in enumerate(samples):
-        missing = np.ones(shape[1:], bool)
+        missing = inside.copy()
         for scene in (scenes[index] for index in members):
             fill = missing & (read_data_mask(scene, tile, window) != 0)
             if fill.any():
@@ -107,8 +111,19 @@ def read_samples(
     return {band: result.get(band, np.zeros(shape, np.uint16)) for band in bands}
 
 
+def _inside(tile: Tile, window: Window) -> NDArray[np.bool_]:
+    """Whether a pixel can have data: its centre lies within the tile's outline."""
+    shape = (int(window.height), int(window.width))
+    if tile.outline is None:
+        return np.ones(shape, bool)
+    inside: NDArray[np.bool_] = geometry_mask(
+        [tile.shape], shape, window_transform(window, tile.transform), invert=True
+    )
+    return inside
+
+
 def _methods(bands: Sequence[str], tile: Tile, processing: Processing) -> dict[str, ResamplingName]:
-    resolution = min(tile.resolution)
+    resolution = min(tile.resolution_m)
     return {band: resampling(band, resolution, processing.upsampling, processing.downsampling) for band in bands}
 
 

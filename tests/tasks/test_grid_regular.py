@@ -1,5 +1,6 @@
 """The grids in one CRS, 3, 6 and 7: the service's descriptors, and what a tiling has to fulfil."""
 
+import hashlib
 import re
 
 import numpy as np
@@ -252,3 +253,21 @@ def test_the_pixels_of_a_degree_tile_are_known_in_metres() -> None:
     assert tile.resolution == (0.0001, 0.0001)
     assert tile.resolution_m == pytest.approx((5.65, 11.13), rel=2e-3)  # cos 59.5 = 0.5075
     assert tiles(box(4_600_000, 2_500_000, 4_600_001, 2_500_001), 3035, 7)[0].resolution_m == (10, 10)
+
+
+# ---- ids ----
+
+
+def test_tiles_have_stable_ids_of_63_bits_that_differ_from_grid_to_grid() -> None:
+    (tile,) = tiles_of_grid(box(14.2, 45.3, 14.4, 45.5), 4326, 3, 0.001)
+    digest = hashlib.blake2b(b"3/E014N45", digest_size=8).hexdigest()
+    assert tile.id == int(digest, 16) // 2 < 2**63
+    ids = [tile.id for grid_id in GRIDS for tile in tiles(box(14, 45, 16, 46), 4326, grid_id)]
+    assert len(set(ids)) == len(ids) > 200
+
+
+def test_the_id_of_a_tile_does_not_depend_on_the_resolution() -> None:
+    at = box(14.2, 45.3, 14.21, 45.31)
+    assert [[tile.id for tile in tiles_of_grid(at, 4326, 1, resolution)] for resolution in (10, 20)] == [
+        [tile.id for tile in tiles(at, 4326, 1)]
+    ] * 2
