@@ -18,10 +18,11 @@ from localhub.engine import Evalscript, EvalscriptError, Setup
 from localhub.errors import RequestFailed
 from localhub.featurefiles import write_manifest
 from localhub.objectstore import Access, Bucket
-from localhub.payload import Bounds, CreateRequest, GeoPackageInput, TilingGridInput
+from localhub.payload import Bounds, CreateRequest, GeoPackageInput, RasterOutput, TilingGridInput, ZarrOutput
 from localhub.render import open_archive
 from localhub.store import Feature
 from localhub.worker import targets
+from localhub.zarroutput.group import check_output, group_of
 from tasks.grid import Tile, tiles_of_geopackage, tiles_of_grid
 from tasks.grid.coordinates import LONLAT, area_to_lonlat, crs_of, transformed, transformer
 
@@ -75,6 +76,7 @@ def _check_inputs(setup: Setup, collection: str, archive: Archive) -> None:
 
 def _check_outputs(setup: Setup, request: CreateRequest) -> None:
     outputs = {output.id: output for output in setup.outputs}
+    cog = isinstance(request.output, RasterOutput) and request.output.cog_output
     for response in request.process_request.output.responses:
         if response.identifier == "userdata":
             continue
@@ -83,8 +85,10 @@ def _check_outputs(setup: Setup, request: CreateRequest) -> None:
                 f"Invalid script! Response '{response.identifier}' is not an output of setup(); "
                 f"it has [{', '.join(outputs)}]."
             )
-        if request.output.cog_output and outputs[response.identifier].sample_type == "INT8":
+        if cog and outputs[response.identifier].sample_type == "INT8":
             raise RequestFailed(f"Output '{response.identifier}' is INT8, which cogOutput does not allow.")
+    for layout in request.arrays:
+        check_output(outputs[layout.name], layout)
 
 
 def _select(task: AnalysisTask, folder: Path) -> tuple[list[Tile], set[int]]:
@@ -167,11 +171,20 @@ def _check_names(tiles: Iterable[Tile]) -> None:
 
 
 def _features(task: AnalysisTask, tiles: Sequence[Tile]) -> list[Feature]:
+    """Return a feature for each tile, after the place where it is to be delivered was found good."""
+    match task.request.output:
+        case ZarrOutput():
+            group_of(task.request, task.job_id, task.access["output"]).write(tiles)
+            return [Feature(number, tile) for number, tile in enumerate(tiles, start=1)]
+        case RasterOutput() as output:
+            return _raster_features(task, output, tiles)
+
+
+def _raster_features(task: AnalysisTask, output: RasterOutput, tiles: Sequence[Tile]) -> list[Feature]:
     """Return a feature for each tile; those whose files all exist are DONE when the request skips them."""
-    output = task.request.output
     keys = {tile.name: set(targets(task.request, task.job_id, tile).values()) for tile in tiles}
-    _check_targets(keys)
     existing = _existing(task, keys.values()) if output.skip_existing or not output.overwrite else set()
+    _check_targets(keys)
     features = []
     for number, tile in enumerate(tiles, start=1):
         found = keys[tile.name] & existing
@@ -207,9 +220,15 @@ def _existing(task: AnalysisTask, keys: Iterable[set[str]]) -> set[str]:
 def _upload_manifest(task: AnalysisTask, tiles: Sequence[Tile], epsgs: set[int], folder: Path) -> None:
     template = task.request.template
     name = f"featureManifest-{task.job_id}.gpkg"
-    rows = [
-        (tile, {output: f"s3://{template.bucket}/{key}" for output, key in keys.items()})
-        for tile, keys in ((tile, targets(task.request, task.job_id, tile)) for tile in tiles)
-    ]
+    rows = [(tile, _uris(task, tile)) for tile in tiles]
     write_manifest(folder / name, rows, epsgs)
     Bucket(template.bucket, task.access["output"]).upload(template.root + name, folder / name)
+
+
+def _uris(task: AnalysisTask, tile: Tile) -> dict[str, str]:
+    """Return where a tile's outputs go, by response identifier: files, or the root of the group that takes them all."""
+    if isinstance(task.request.output, ZarrOutput):
+        group = group_of(task.request, task.job_id, task.access["output"])
+        return {layout.name: group.url for layout in group.layouts}
+    keys = targets(task.request, task.job_id, tile)
+    return {output: f"s3://{task.request.template.bucket}/{key}" for output, key in keys.items()}

@@ -1,17 +1,27 @@
 """The body of a create request: what it may hold, and the errors that name what is wrong with it.
 
 Fields and defaults follow the published OpenAPI description; where that is known to be mistaken, the research note
-batch-v2, sections 2.2 to 2.7. Unknown keys are ignored, as the service does. The evalscript is not looked at here: the
+batch-v2, sections 2.2 to 2.8. Unknown keys are ignored, as the service does. The evalscript is not looked at here: the
 service checks it at analysis.
 """
 
 import json
 import re
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
 import shapely
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AliasChoices,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
 from shapely.geometry.base import BaseGeometry
 
@@ -19,7 +29,8 @@ from localhub.delivery import Template, parse_s3_url, parse_template
 from localhub.errors import ApiError, bad_payload
 from localhub.reader import ResamplingName
 from localhub.sentinel2 import ALIASES
-from tasks.grid import MAX_PIXELS, RasterSize, grid_with
+from localhub.zarroutput.parameters import ArrayLayout, ArrayOverride, ArrayParameters, Group, group_template, layouts
+from tasks.grid import GRIDS, MAX_PIXELS, RasterSize, grid_with
 
 WGS84 = 4326
 _OTHER_CRS = (
@@ -32,6 +43,7 @@ SUPPORTED_CRS = frozenset({WGS84, *_OTHER_CRS, *range(32601, 32661), *range(3270
 _CRS_URL = re.compile(r"https?://www\.opengis\.net/def/crs/(?:OGC/1\.3/CRS84|EPSG/0/(\d+))")
 _SECRETS = frozenset({"accessKey", "secretAccessKey"})
 _REDACTED = "***"
+_TYPES = frozenset({"tiling-grid", "geopackage", "raster", "zarr"})
 
 
 class _Model(BaseModel):
@@ -144,11 +156,11 @@ class Input(_Model):
 class Format(_Model):
     """Media type of a response."""
 
-    type: Literal["image/tiff", "application/json"]
+    type: Literal["image/tiff", "application/json", "zarr/array"]
 
 
 class Response(_Model):
-    """One file that is delivered for each feature."""
+    """One output that is delivered: a file for each feature, or an array of all of them."""
 
     identifier: str = "default"
     format: Format = Format(type="image/tiff")
@@ -156,7 +168,9 @@ class Response(_Model):
     @model_validator(mode="after")
     def _json_is_userdata(self) -> Self:
         if (self.identifier == "userdata") != (self.format.type == "application/json"):
-            raise ValueError("application/json goes with the identifier 'userdata', and image/tiff with all others")
+            raise ValueError(
+                "application/json goes with the identifier 'userdata', and image/tiff or zarr/array with all others"
+            )
         return self
 
 
@@ -296,13 +310,6 @@ class RasterOutput(_Model):
     create_collection: bool = False
     collection_id: str | None = None
 
-    @field_validator("type", mode="before")
-    @classmethod
-    def _is_raster(cls, value: object) -> object:
-        if value == "zarr":
-            raise ValueError("zarr output is not offered by this version of localhub; use type raster")
-        return value
-
     @model_validator(mode="after")
     def _makes_no_collection(self) -> Self:
         if self.create_collection or self.collection_id:
@@ -310,25 +317,76 @@ class RasterOutput(_Model):
         return self
 
 
+class ZarrOutput(_Model):
+    """One Zarr group, with an array for each response."""
+
+    type: Literal["zarr"]
+    delivery: Place
+    group: Group
+    array_parameters: ArrayParameters = Field(
+        default=ArrayParameters(), validation_alias=AliasChoices("arrayParameters", "arrayParameter")
+    )
+    """What holds for all arrays. The singular is what the vendor's client sends."""
+    array_overrides: dict[str, ArrayOverride] = {}
+    """What holds for single arrays instead, by identifier of the response."""
+
+    @property
+    def bottom_left(self) -> bool:
+        """Whether the rows of the arrays go north."""
+        return self.group.coordinates.origin == "bottomLeft"
+
+
 class CreateRequest(_Model):
     """The whole body."""
 
     process_request: ProcessRequest
     input: Annotated[TilingGridInput | GeoPackageInput, Field(discriminator="type")]
-    output: RasterOutput
+    output: Annotated[RasterOutput | ZarrOutput, Field(discriminator="type")]
     description: str | None = None
 
     @property
     def template(self) -> Template:
-        """The delivery template."""
-        return parse_template(self.output.delivery.s3.url, len(self.process_request.output.responses))
+        """The delivery template: that of every file, or the folder of the Zarr group."""
+        url = self.output.delivery.s3.url
+        if isinstance(self.output, ZarrOutput):
+            return group_template(url)
+        return parse_template(url, len(self.process_request.output.responses))
+
+    @property
+    def arrays(self) -> tuple[ArrayLayout, ...]:
+        """The arrays of a Zarr group; none for raster output."""
+        if not isinstance(self.output, ZarrOutput):
+            return ()
+        names = (response.identifier for response in self.process_request.output.responses)
+        return layouts(names, self.output.array_parameters, self.output.array_overrides)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.input.type == "tiling-grid" and self.process_request.input.bounds.area is None:
             raise ValueError("processRequest.input.bounds needs a bbox or a geometry with tiling-grid input")
-        _ = self.template
+        _check_formats(self.process_request.output.responses, zarr=isinstance(self.output, ZarrOutput))
+        if isinstance(self.output, ZarrOutput) and isinstance(self.input, TilingGridInput):
+            _check_grid(self.input)
+        _ = self.template, self.arrays
         return self
+
+
+def _check_formats(responses: Iterable[Response], *, zarr: bool) -> None:
+    for response in responses:
+        if (response.format.type == "zarr/array") != zarr:
+            raise ValueError(
+                f"response '{response.identifier}' has the format {response.format.type}; output of type zarr takes "
+                "zarr/array for every response, and output of type raster takes it for none"
+            )
+
+
+def _check_grid(wanted: TilingGridInput) -> None:
+    """Check that a grid's tiles fit together in one array."""
+    if not GRIDS[wanted.id].single_crs:
+        offered = ", ".join(f"{grid.id} ({grid.name})" for grid in GRIDS.values() if grid.single_crs)
+        raise ValueError(f"output of type zarr is not offered for tiling grid {wanted.id} in UTM; choose {offered}")
+    if wanted.buffer_x or wanted.buffer_y:
+        raise ValueError("bufferX and bufferY make tiles overlap, which an array cannot hold; leave them out with zarr")
 
 
 def parse_create_request(payload: Any) -> CreateRequest:
@@ -341,10 +399,15 @@ def parse_create_request(payload: Any) -> CreateRequest:
 
 def _bad_fields(error: ValidationError) -> ApiError:
     notes = {
-        ".".join(str(part) for part in detail["loc"]) or "request": detail["msg"].removeprefix("Value error, ")
+        _field(detail["loc"]): detail["msg"].removeprefix("Value error, ")
         for detail in error.errors(include_url=False, include_input=False, include_context=False)
     }
     return bad_payload("; ".join(f"{field}: {note}" for field, note in notes.items()), notes)
+
+
+def _field(location: tuple[int | str, ...]) -> str:
+    """Return the path of a field in the payload, without the `type` that pydantic puts behind `input` and `output`."""
+    return ".".join(str(part) for number, part in enumerate(location) if number != 1 or part not in _TYPES) or "request"
 
 
 def without_secrets(value: Any) -> Any:

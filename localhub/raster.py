@@ -3,7 +3,7 @@
 Not specified publicly and therefore ours: DEFLATE compression, and blocks that are no larger than the raster.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -63,6 +63,12 @@ class RasterStack:
         for name, file in self._files.items():
             file.write(values[name], window=Window(0, first_row, self._width, values[name].shape[1]))
 
+    def write_zeros(self) -> None:
+        """Write outputs without data: GDAL would give pixels that nobody writes the no-data value."""
+        for file in self._files.values():
+            for _, window in file.block_windows():
+                file.write(np.zeros((file.count, window.height, window.width), file.dtypes[0]), window=window)
+
     def close(self) -> None:
         """Finish writing."""
         for file in self._files.values():
@@ -75,6 +81,13 @@ class RasterStack:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def blocks(self, name: str, height: int, width: int) -> Iterator[tuple[int, int, NDArray[Any]]]:
+        """Yield an output in blocks: first row, first column, and (bands, rows, columns). Close first."""
+        with rasterio.open(self._paths[name]) as dataset:
+            for row in range(0, dataset.height, height):
+                for column in range(0, dataset.width, width):
+                    yield row, column, dataset.read(window=Window(column, row, width, height))
 
     def export(self, cog: CogParameters | None) -> dict[str, Path]:
         """Return the path of each output's final file: a GeoTIFF, or a cloud optimised one by `cog`. Close first."""
@@ -135,8 +148,3 @@ def overview_levels(size: tuple[int, int], cog: CogParameters) -> list[int]:
         factor *= 2
         levels.append(factor)
     return levels
-
-
-def zeros(output: Output, tile: Tile) -> NDArray[Any]:
-    """Return an output without data: (bands, height, width)."""
-    return np.zeros((output.bands, tile.height, tile.width), output.dtype)

@@ -13,11 +13,12 @@ from localhub.engine import Evalscript, Plan, Setup
 from localhub.errors import RequestFailed
 from localhub.faults import TileFault, first_of
 from localhub.objectstore import Access, Bucket
-from localhub.payload import CreateRequest
+from localhub.payload import CreateRequest, RasterOutput, ZarrOutput
 from localhub.pricing import feature_cost
-from localhub.raster import RasterStack, zeros
+from localhub.raster import RasterStack
 from localhub.render import find_scenes, open_archive, prepare, render
 from localhub.results import ResultFile, keep, upload
+from localhub.zarroutput.group import group_of
 from tasks.grid import Tile
 
 NO_DATA = "No data"
@@ -90,7 +91,7 @@ def process_feature(task: FeatureTask) -> Outcome:
 
 
 def targets(request: CreateRequest, job_id: str, tile: Tile) -> dict[str, str]:
-    """Return the key in the bucket of each of a tile's outputs, by response identifier."""
+    """Return the key in the bucket of each of a tile's files, by response identifier; for raster output."""
     template = request.template
     return {
         response.identifier: template.path(job_id, tile, response.identifier, response.format.type)
@@ -99,8 +100,12 @@ def targets(request: CreateRequest, job_id: str, tile: Tile) -> dict[str, str]:
 
 
 def _refuse_existing(task: FeatureTask) -> None:
-    """Check again what the analysis has checked: somebody else may have written there since."""
-    if task.begun or task.request.output.overwrite:
+    """Check again what the analysis has checked: somebody else may have written there since.
+
+    The folder of a Zarr group was taken at analysis.
+    """
+    output = task.request.output
+    if isinstance(output, ZarrOutput) or output.overwrite or task.begun:
         return
     bucket = _bucket(task)
     for key in targets(task.request, task.job_id, task.tile).values():
@@ -129,7 +134,8 @@ def _bucket(task: FeatureTask) -> Bucket:
 
 def _requested(task: FeatureTask) -> set[str]:
     """Return the ids of the rasters to deliver."""
-    return {r.identifier for r in task.request.process_request.output.responses if r.format.type == "image/tiff"}
+    responses = task.request.process_request.output.responses
+    return {response.identifier for response in responses if response.format.type != "application/json"}
 
 
 def _evaluated(task: FeatureTask, script: Evalscript, plan: Plan, scenes: Sequence[Scene], folder: Path) -> Outcome:
@@ -147,14 +153,23 @@ def _without_data(task: FeatureTask, script: Evalscript, plan: Plan, folder: Pat
         return Outcome(NO_DATA, delivered=False, cost_pu=0.0)
     stack = RasterStack(folder, task.tile, plan.outputs)
     with stack:
-        stack.write(0, {output.id: zeros(output, task.tile) for output in plan.outputs})
+        stack.write_zeros()
     files = _files(task, stack, script.user_data(), folder)
     return _delivered(task, files, Outcome(NO_DATA, delivered=True, cost_pu=0.0))
 
 
 def _files(task: FeatureTask, stack: RasterStack, user_data: Any, folder: Path) -> list[ResultFile]:
     """Write the files to deliver below `folder`."""
-    output = task.request.output
+    match task.request.output:
+        case ZarrOutput():
+            return group_of(task.request, task.job_id, task.access).chunk_files(task.tile, stack, folder)
+        case RasterOutput() as output:
+            return _raster_files(task, output, stack, user_data, folder)
+
+
+def _raster_files(
+    task: FeatureTask, output: RasterOutput, stack: RasterStack, user_data: Any, folder: Path
+) -> list[ResultFile]:
     paths = stack.export(output.cog_parameters if output.cog_output else None)
     keys = targets(task.request, task.job_id, task.tile)
     if keys.keys() - paths.keys():

@@ -130,14 +130,14 @@ DATA = "processRequest.input.data.0"
     ("change", "field", "note"),
     [
         (put("processRequest", None), "processRequest", "Field required"),
-        (put("input.id", 4), "input.tiling-grid", r"Tiling grid 4 is not known; choose one of 0 \(20km grid\), 1"),
+        (put("input.id", 4), "input", r"Tiling grid 4 is not known; choose one of 0 \(20km grid\), 1"),
         (
             put("input.resolution", 15),
-            "input.tiling-grid",
+            "input",
             r"Resolution 15 m is not offered by tiling grid 1 \(10km grid\); choose 10 or 20 m",
         ),
-        (put("input.bufferX", -1), "input.tiling-grid.bufferX", "greater than or equal to 0"),
-        (put("input.id", "1"), "input.tiling-grid.id", "valid integer"),
+        (put("input.bufferX", -1), "input.bufferX", "greater than or equal to 0"),
+        (put("input.id", "1"), "input.id", "valid integer"),
         (put("input.type", "tiles"), "input", "does not match any of the expected tags"),
         (put("processRequest.evalscript", " "), "processRequest.evalscript", "Missing or empty evalscript"),
         (put("processRequest.input.bounds", {}), "request", "needs a bbox or a geometry"),
@@ -163,7 +163,7 @@ DATA = "processRequest.input.data.0"
             "processRequest.output.responses.0.format.type",
             "image/tiff",
         ),
-        (put("output.type", "zarr"), "output.type", "zarr output is not offered by this version of localhub"),
+        (put("output.type", "zarr"), "output.group", "Field required"),
         (put("output.delivery", {"gs": {}}), "output.delivery.s3", "Field required"),
         (put("output.delivery.s3.url", "s3://bucket/<tile>.tif"), "request", "unknown placeholder <tile>"),
         (
