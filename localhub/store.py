@@ -66,8 +66,8 @@ _FIND_JOBS = (
 )
 _NEWEST_JOBS = f"SELECT * FROM jobs WHERE {_FOUND} ORDER BY created DESC, rowid DESC LIMIT ? OFFSET ?"  # noqa: S608
 _FEATURE_GROUPS = (
-    "SELECT job_id, status, error IS NOT NULL, delivered, begun, count(*), total(cost_pu) FROM features "
-    "WHERE job_id IN ({marks}) GROUP BY 1, 2, 3, 4, 5"
+    "SELECT job_id, status, error IS NOT NULL, delivered, begun, tries > 0, count(*), total(cost_pu) FROM features "
+    "WHERE job_id IN ({marks}) GROUP BY 1, 2, 3, 4, 5, 6"
 )
 _ORDERS = {
     "created": "created, rowid",
@@ -136,6 +136,8 @@ class FeatureGroup:
     """They have an error text."""
     delivered: bool
     begun: bool
+    tries: bool
+    """They have failed tries."""
     count: int
     cost_pu: float
     """Sum over the group."""
@@ -348,7 +350,7 @@ class Store:
         """Return how many features of some jobs are alike in state."""
         marks = ", ".join("?" * len(job_ids))
         return [
-            FeatureGroup(row[0], row[1], bool(row[2]), bool(row[3]), bool(row[4]), *row[5:])
+            FeatureGroup(row[0], row[1], *map(bool, row[2:6]), row[6], row[7])
             for row in self._rows(_FEATURE_GROUPS.format(marks=marks), job_ids)
         ]
 

@@ -26,7 +26,7 @@ from localhub import jobs
 from localhub.api import faultwords
 from localhub.api.admin import equal_creates
 from localhub.api.common import Operator, Served, Service
-from localhub.api.tilemap import FAILED, TileMap, TileState, state_of, tally, tile_map
+from localhub.api.tilemap import ENDED, FAILED, TileMap, TileState, state_of, tally, tile_map
 from localhub.archive import ArchiveError, ArchiveSource
 from localhub.faults import DatabaseFault
 from localhub.featurefiles import execution_key
@@ -139,7 +139,7 @@ class Line:
     @property
     def ended(self) -> int:
         """Number of its tiles that have come to an end, good or bad."""
-        return self.tiles - self.counts[TileState.PENDING] - self.counts[TileState.RUNNING]
+        return sum(count for state, count in self.counts.items() if state in ENDED)
 
     @property
     def failed(self) -> int:

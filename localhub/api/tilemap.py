@@ -33,6 +33,7 @@ class TileState(StrEnum):
 
     PENDING = "pending"
     RUNNING = "running"
+    TO_RETRY = "to retry"
     FATAL = "fatal"
     UNDELIVERED = "undelivered"
     NO_DATA = "no data"
@@ -50,6 +51,7 @@ class TileState(StrEnum):
 
 
 FAILED = (TileState.FATAL, TileState.UNDELIVERED)
+ENDED = (*FAILED, TileState.NO_DATA, TileState.DONE)
 
 
 def state_of(feature: Feature | FeatureGroup, *, processing: bool) -> TileState:
@@ -57,7 +59,9 @@ def state_of(feature: Feature | FeatureGroup, *, processing: bool) -> TileState:
     if feature.status == "FATAL":
         return TileState.FATAL
     if feature.status != "DONE":
-        return TileState.RUNNING if feature.begun and processing else TileState.PENDING
+        if not (feature.begun and processing):
+            return TileState.PENDING
+        return TileState.TO_RETRY if feature.tries else TileState.RUNNING
     if feature.error:
         return TileState.NO_DATA
     return TileState.DONE if feature.delivered else TileState.UNDELIVERED
