@@ -350,8 +350,10 @@ class Store:
         """Return how many features of some jobs are alike in state."""
         marks = ", ".join("?" * len(job_ids))
         return [
-            FeatureGroup(row[0], row[1], *map(bool, row[2:6]), row[6], row[7])
-            for row in self._rows(_FEATURE_GROUPS.format(marks=marks), job_ids)
+            FeatureGroup(job_id, status, bool(error), bool(delivered), bool(begun), bool(tries), count, cost_pu)
+            for job_id, status, error, delivered, begun, tries, count, cost_pu in self._rows(
+                _FEATURE_GROUPS.format(marks=marks), job_ids
+            )
         ]
 
     def pending(self, job_id: str, after: int, count: int) -> list[Feature]:
