@@ -21,7 +21,19 @@ from sentinelhub.exceptions import DownloadFailedException
 from localhub.seaweed import SeaweedFS
 from tests.localhub.batch_requests import RED, access, wait_for
 
-SUMMER = ("2015-07-01", "2015-09-30")
+PERIOD = ("2015-07-01", "2015-09-30")
+SUMMER = SentinelHubRequest.input_data(DataCollection.SENTINEL2_L1C, time_interval=PERIOD)
+CLEAR_SUMMER = SentinelHubRequest.input_data(
+    DataCollection.SENTINEL2_L1C,
+    identifier="scenes",
+    time_interval=PERIOD,
+    maxcc=0.8,
+    mosaicking_order="leastCC",
+    upsampling="BILINEAR",
+    downsampling="NEAREST",
+    other_args={"processing": {"harmonizeValues": True}},
+)
+"""With every filter and option of the collection that the builder and the description have."""
 CORNERS = BBox((14.555, 45.868, 14.560, 45.872), CRS.WGS84)
 SQUARE = Geometry(shapely.box(465300, 5079500, 465400, 5079600), CRS.UTM_33N)
 COG_PARAMETERS = {
@@ -55,37 +67,26 @@ class Caller:
         role = "arn:aws:iam::123456789012:role/reader"
         return dict(BatchProcessClient.s3_specification(url=url, iam_role_arn=role, region="eu-central-1"))
 
-    def process_request(self, evalscript: str = RED, *, userdata: bool = False, **area: Any) -> SentinelHubRequest:
-        """Build a request with the vendor's builder, with every filter and option of a collection."""
-        data = SentinelHubRequest.input_data(
-            DataCollection.SENTINEL2_L1C,
-            identifier="scenes",
-            time_interval=SUMMER,
-            maxcc=0.8,
-            mosaicking_order="leastCC",
-            upsampling="BILINEAR",
-            downsampling="NEAREST",
-            other_args={"processing": {"harmonizeValues": True}},
-        )
+    def process_request(self, evalscript: str, *data: dict[str, Any], userdata: bool = False, **area: Any) -> Any:
+        """Build a request with the vendor's builder."""
         responses = [SentinelHubRequest.output_response("default", MimeType.TIFF)]
         if userdata:
             responses.append(SentinelHubRequest.output_response("userdata", MimeType.JSON))
-        return SentinelHubRequest(evalscript, [data], responses, config=self.client.config, **area)
+        return SentinelHubRequest(evalscript, list(data), responses, config=self.client.config, **area)
 
-    def created(self, evalscript: str = RED, **more: Any) -> BatchProcessRequest:
+    def created(self, evalscript: str = RED) -> BatchProcessRequest:
         """Create a request over the features of the GeoPackage."""
         return self.client.create(
-            self.process_request(evalscript, geometry=SQUARE),
+            self.process_request(evalscript, SUMMER, geometry=SQUARE),
             self.client.geopackage_input(self.with_role(self.features_url)),
             self.client.raster_output(self.with_keys("results")),
-            **more,
         )
 
 
 def _create(caller: Caller) -> None:
     client = caller.client
     client.create(
-        caller.process_request(bbox=CORNERS),
+        caller.process_request(RED, CLEAR_SUMMER, bbox=CORNERS),
         client.tiling_grid_input(1, 10, buffer_x=2, buffer_y=3),
         client.raster_output(
             caller.with_keys("grid/<requestId>/<tileName>/<outputId>.<format>", region="eu-central-1"),
@@ -99,7 +100,7 @@ def _create(caller: Caller) -> None:
         description="a tiling grid, rasters, keys",
     )
     client.create(
-        caller.process_request(geometry=SQUARE, userdata=True),
+        caller.process_request(RED, SUMMER, geometry=SQUARE, userdata=True),
         client.geopackage_input(caller.with_role(caller.features_url)),
         client.raster_output(caller.with_role(f"s3://{caller.bucket}/features")),
         description="a GeoPackage, rasters, a role",
@@ -114,12 +115,12 @@ def _create_collection(caller: Caller) -> None:
     collection = "5f0d7e6a-3f3b-4f0e-9e0c-2a8f4b0c1d2e"
     output = client.raster_output(caller.with_keys("byoc"), create_collection=True, collection_id=collection)
     with contextlib.suppress(DownloadFailedException):
-        client.create(caller.process_request(bbox=CORNERS), client.tiling_grid_input(1, 10), output)
+        client.create(caller.process_request(RED, CLEAR_SUMMER, bbox=CORNERS), client.tiling_grid_input(1, 10), output)
 
 
 def _create_zarr(caller: Caller) -> None:
     """Send the payload of zarr output, whatever the answer is."""
-    client, request = caller.client, caller.process_request(bbox=CORNERS)
+    client, request = caller.client, caller.process_request(RED, CLEAR_SUMMER, bbox=CORNERS)
     payload = request.download_list[0].post_values
     payload["output"]["responses"] = [{"identifier": "default", "format": {"type": "zarr/array"}}]
     output = client.zarr_output(

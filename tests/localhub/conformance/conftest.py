@@ -106,9 +106,14 @@ class Traffic:
     """What bare requests were refused for."""
 
     @property
-    def all(self) -> Iterator[Exchange]:
+    def from_client(self) -> list[Exchange]:
+        """What the vendor's client said."""
+        return [*chain(*self.by_method.values())]
+
+    @property
+    def all(self) -> list[Exchange]:
         """All of it."""
-        yield from chain(*self.by_method.values(), self.refusals)
+        return [*self.from_client, *self.refusals]
 
 
 @pytest.fixture(scope="session")
@@ -147,7 +152,9 @@ def session_as(hub: LocalHub, client_id: str) -> requests.Session:
 @pytest.fixture(scope="session")
 def trouble(hub_settings: Settings, tmp_path_factory: pytest.TempPathFactory, s3: SeaweedFS) -> list[Exchange]:
     """What a localhub with a poor account and faults answers: 403 to a create, then 429 and 502 to each operation."""
-    faults = Faults(api=(ApiFault(status=429, retry_after_ms=100, skip=1, times=9), ApiFault(status=502, skip=1, times=9)))
+    faults = Faults(
+        api=(ApiFault(status=429, retry_after_ms=100, skip=1, times=9), ApiFault(status=502, skip=1, times=9))
+    )
     folder = tmp_path_factory.mktemp("trouble")
     settings = hub_settings.model_copy(update={"data_dir": folder, "account_pu": 10.0, "faults": faults})
     with LocalHub(settings) as hub, RecordingProxy(hub.base_url) as proxy:

@@ -36,7 +36,7 @@ def refuse_everything(base_url: str, own: requests.Session, stranger: requests.S
     for url in (base_url + prefix for prefix in PREFIXES):
         _refuse_strangers(url, task_id, stranger)
         _refuse_bodies(url, task_id, own)
-        _refuse_actions(url, own, caller)
+    _refuse_actions(base_url + PREFIXES[0], own, caller)
 
 
 def _refuse_strangers(url: str, task_id: str, stranger: requests.Session) -> None:
