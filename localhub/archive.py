@@ -54,6 +54,11 @@ class Scene:
     access: Access | None = None
     """How to read the assets; None: files, or addresses that need no key."""
 
+    @property
+    def data_path(self) -> str:
+        """Where the product lies, as scripts and catalogue see it."""
+        return f"localhub://{self.collection}/{self.id}"
+
 
 @dataclass(frozen=True, slots=True)
 class ArchiveSource:

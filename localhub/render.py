@@ -42,15 +42,9 @@ def find_scenes(archive: Archive, data: Data, tile: Tile) -> list[Scene]:
 
 def prepare(script: Evalscript, data: Data, scenes: Sequence[Scene], requested: set[str]) -> Plan:
     """Let the script see its scenes and choose among them; `requested` are the ids of the rasters to make."""
-    infos = [
-        SceneInfo(scene.datetime, scene.cloud_cover, f"localhub://{scene.collection}/{scene.id}") for scene in scenes
-    ]
+    infos = [SceneInfo(scene.datetime, scene.cloud_cover, scene.data_path) for scene in scenes]
     period = data.data_filter.time_range
     return script.prepare(infos, period.from_, period.to, requested=requested)
-
-
-def _info(scene: Scene) -> SceneInfo:
-    return SceneInfo(scene.datetime, scene.cloud_cover, f"localhub://{scene.collection}/{scene.id}")
 
 
 def render(

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from localhub.api import admin, batch, grids, oauth, page
+from localhub.api import admin, batch, catalog, grids, oauth, page
 from localhub.api.common import Service, within_rate
 from localhub.api.disturbance import Disturbance
 from localhub.errors import ApiError, bad_payload, code_of
@@ -53,6 +53,8 @@ def create_app(settings: Settings) -> FastAPI:
     for prefix in BATCH_PREFIXES:
         for routes in (batch.router(), grids.router()):
             app.include_router(routes, prefix=prefix, dependencies=[Depends(within_rate)])
+    for prefix in catalog.PREFIXES:
+        app.include_router(catalog.router(), prefix=prefix)
     for kind in (ApiError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, _answer)
     app.add_middleware(Disturbance)
