@@ -50,11 +50,11 @@ def frame_of(tiles: Sequence[Tile], *, bottom_left: bool) -> Frame:
     if len(epsgs) > 1:
         raise ValueError(f"Zarr output needs features of one CRS; the features have {_listed(epsgs)}. Split them.")
     corners = np.array([tile.bounds for tile in tiles]).reshape(-1, 2, 2)
-    low, high = corners[:, 0].min(axis=0), corners[:, 1].max(axis=0)
-    sides = np.round((high - low) / tiles[0].resolution)
-    in_pixels = (corners - low) / ((high - low) / sides)
+    in_pixels = (corners - corners[0, 0]) / tiles[0].resolution
     _check_alignment(tiles, in_pixels)
     _check_overlaps(tiles, in_pixels)
+    low, high = corners[:, 0].min(axis=0), corners[:, 1].max(axis=0)
+    sides = np.round((high - low) / tiles[0].resolution)
     bounds = (float(low[0]), float(low[1]), float(high[0]), float(high[1]))
     return Frame(epsgs[0], bounds, int(sides[0]), int(sides[1]), bottom_left)
 
@@ -64,7 +64,7 @@ def _listed(epsgs: Iterable[int]) -> str:
 
 
 def _check_alignment(tiles: Sequence[Tile], corners: NDArray[Any]) -> None:
-    """Check that the corners (tile, lower-left and upper-right, x and y), in pixels of the frame, are whole pixels."""
+    """Check that the corners (tile, lower-left and upper-right, x and y), in the first tile's pixels, are whole."""
     sizes = np.array([(tile.width, tile.height) for tile in tiles])
     whole = np.round(corners)
     misfits = np.abs(corners - whole).max(axis=(1, 2)) > _TOLERANCE_PX
