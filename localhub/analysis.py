@@ -19,7 +19,7 @@ from localhub.errors import RequestFailed
 from localhub.featurefiles import write_manifest
 from localhub.objectstore import Access, Bucket
 from localhub.payload import Bounds, CreateRequest, GeoPackageInput, RasterOutput, TilingGridInput, ZarrOutput
-from localhub.render import open_archive
+from localhub.render import check_bands, open_archive
 from localhub.store import Feature
 from localhub.worker import targets
 from localhub.zarroutput.group import check_output, group_of
@@ -63,15 +63,8 @@ def analyse(task: AnalysisTask) -> list[Feature]:
 def _check_script(request: CreateRequest, archive: Archive) -> None:
     with Evalscript(request.process_request.evalscript) as script:
         setup = script.setup
-    _check_inputs(setup, request.process_request.input.data[0].type, archive)
+    check_bands(setup, request.process_request.input.data[0].type, archive)
     _check_outputs(setup, request)
-
-
-def _check_inputs(setup: Setup, collection: str, archive: Archive) -> None:
-    held = archive.bands(collection)
-    for band in setup.bands:
-        if band not in held:  # the text is the service's own
-            raise RequestFailed(f"Invalid script! Collection '{collection}' has no band '{band}'.")
 
 
 def _check_outputs(setup: Setup, request: CreateRequest) -> None:

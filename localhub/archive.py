@@ -34,6 +34,10 @@ class ArchiveError(ValueError):
     """The archive cannot be used as it is, or does not hold what was asked of it."""
 
 
+class UnknownCollection(ArchiveError):
+    """The archive has no scene of the collection."""
+
+
 @dataclass(frozen=True, slots=True)
 class Scene:
     """One acquisition of one collection."""
@@ -122,7 +126,8 @@ class Archive:
             order: `mostRecent` (newest first), `leastRecent`, or `leastCC` (least cloud first, then newest).
 
         Raises:
-            ArchiveError: the collection or the order is unknown, or a time has no time zone.
+            UnknownCollection: the collection is unknown.
+            ArchiveError: the order is unknown, or a time has no time zone.
         """
         _check_search(start, end, order)
         places = _turned(footprint)
@@ -139,7 +144,9 @@ class Archive:
         scenes = [scene for scene in self.scenes if scene.collection == collection]
         if not scenes:
             held = ", ".join(sorted(self.collections))
-            raise ArchiveError(f"Collection {collection!r} is not in the archive {self.place}. Choose one of: {held}.")
+            raise UnknownCollection(
+                f"Collection {collection!r} is not in the archive {self.place}. Choose one of: {held}."
+            )
         return scenes
 
 

@@ -394,10 +394,11 @@ def parse_create_request(payload: Any) -> CreateRequest:
     try:
         return CreateRequest.model_validate_json(json.dumps(payload), strict=True)
     except ValidationError as error:
-        raise _bad_fields(error) from error
+        raise bad_fields(error) from error
 
 
-def _bad_fields(error: ValidationError) -> ApiError:
+def bad_fields(error: ValidationError) -> ApiError:
+    """Return the 400 with a note per field that is wrong."""
     notes = {
         _field(detail["loc"]): detail["msg"].removeprefix("Value error, ")
         for detail in error.errors(include_url=False, include_input=False, include_context=False)

@@ -13,7 +13,7 @@ from typing import TypeVar
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-_PRELOADED = ["localhub.analysis", "localhub.worker"]
+_PRELOADED = ["localhub.analysis", "localhub.process", "localhub.worker"]
 
 
 class PoolClosed(Exception):

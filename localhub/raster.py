@@ -89,6 +89,12 @@ class RasterStack:
                 for column in range(0, dataset.width, width):
                     yield row, column, dataset.read(window=Window(column, row, width, height))
 
+    def encode(self, name: str, driver: str, **options: Any) -> bytes:
+        """Return an output in a format of GDAL's, with its creation options. Close first."""
+        target = self._paths[name].with_suffix(".encoded")
+        copy(self._paths[name], target, driver=driver, **options)
+        return target.read_bytes()
+
     def export(self, cog: CogParameters | None) -> dict[str, Path]:
         """Return the path of each output's final file: a GeoTIFF, or a cloud optimised one by `cog`. Close first."""
         return {name: self._exported(name, cog) for name in self._outputs}

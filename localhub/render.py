@@ -14,7 +14,8 @@ from rasterio.windows import Window
 from rasterio.windows import transform as window_transform
 
 from localhub.archive import DATA_MASK, Archive, ArchiveSource, Scene
-from localhub.engine import Evalscript, Plan, SceneInfo
+from localhub.engine import Evalscript, Plan, SceneInfo, Setup
+from localhub.engine.errors import invalid
 from localhub.payload import Data, Processing
 from localhub.reader import ResamplingName, read_band, read_data_mask
 from localhub.sentinel2 import resampling
@@ -25,6 +26,14 @@ from tasks.grid import Tile, lonlat_shape
 def open_archive(source: ArchiveSource, _reading: str) -> Archive:
     """Return the archive, read once for each `_reading` and process: scenes added meanwhile count for later ones."""
     return Archive.open(source.place, source.withheld)
+
+
+def check_bands(setup: Setup, collection: str, archive: Archive) -> None:
+    """Raise EvalscriptError, in the service's words, when the script reads a band that the archive does not have."""
+    held = archive.bands(collection)
+    for band in setup.bands:
+        if band not in held:
+            raise invalid(f"Collection '{collection}' has no band '{band}'.")
 
 
 def find_scenes(archive: Archive, data: Data, tile: Tile) -> list[Scene]:

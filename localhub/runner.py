@@ -37,7 +37,7 @@ class Runner:
         self._settings = settings
         self._store = store
         self._faults = faults
-        self._scratch = settings.data_dir / "scratch"
+        self._scratch = settings.scratch_dir
         self._workshop: Workshop | None = None
         self._active: dict[str, threading.Thread] = {}
         self._passes: dict[str, Pass] = {}

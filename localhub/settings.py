@@ -78,6 +78,11 @@ class Settings(BaseModel):
         return self
 
     @property
+    def scratch_dir(self) -> Path:
+        """Folder for the workers' files; emptied at every start."""
+        return self.data_dir / "scratch"
+
+    @property
     def clients(self) -> dict[str, SecretStr]:
         """All OAuth clients: secret by client id."""
         return {self.client_id: self.client_secret, **self.other_clients}

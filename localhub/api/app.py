@@ -11,13 +11,14 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from localhub.api import admin, batch, catalog, grids, oauth, page
+from localhub.api import admin, batch, catalog, grids, oauth, page, process
 from localhub.api.common import Service, within_rate
 from localhub.api.disturbance import Disturbance
 from localhub.errors import ApiError, bad_payload, code_of
 from localhub.faults import FaultBook
 from localhub.incidents import Incidents
 from localhub.limits import Policy, RateLimiter
+from localhub.renderer import Renderer
 from localhub.runner import Runner
 from localhub.settings import Settings
 from localhub.store import Store
@@ -38,8 +39,10 @@ def create_app(settings: Settings) -> FastAPI:
         faults = FaultBook(settings.faults)
         runner = Runner(settings, store, faults)
         runner.start()
-        app.state.service = Service(settings, store, runner, faults, _limiter(settings), store.signing_key())
+        renderer = Renderer(settings)
+        app.state.service = Service(settings, store, runner, renderer, faults, _limiter(settings), store.signing_key())
         yield
+        renderer.close()
         runner.close()
         store.close()
         log.removeHandler(app.state.incidents)
@@ -55,6 +58,7 @@ def create_app(settings: Settings) -> FastAPI:
             app.include_router(routes, prefix=prefix, dependencies=[Depends(within_rate)])
     for prefix in catalog.PREFIXES:
         app.include_router(catalog.router(), prefix=prefix)
+    app.include_router(process.router(), dependencies=[Depends(within_rate)])
     for kind in (ApiError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, _answer)
     app.add_middleware(Disturbance)

@@ -16,6 +16,7 @@ from localhub.auth import Account, basic_credentials, bearer_account, is_client,
 from localhub.errors import ApiError, RateLimitExceeded, bad_payload
 from localhub.faults import FaultBook
 from localhub.limits import RateLimiter
+from localhub.renderer import Renderer
 from localhub.runner import Runner
 from localhub.settings import Settings
 from localhub.store import Store
@@ -32,6 +33,7 @@ class Service:
     settings: Settings
     store: Store
     runner: Runner
+    renderer: Renderer
     faults: FaultBook
     limiter: RateLimiter | None
     signing_key: bytes
@@ -116,7 +118,7 @@ async def _multipart_payload(request: Request) -> dict[str, Any]:
     form = await request.form()
     payload = _json_object(await _part(form.get("request")))
     evalscript = await _part(form.get("evalscript"))
-    process_request = payload.get("processRequest")
+    process_request = payload.get("processRequest", payload)  # of a batch request, or the whole of the Process API's
     if evalscript and isinstance(process_request, dict):
         process_request["evalscript"] = evalscript.decode()
     return payload
