@@ -297,6 +297,11 @@ class CogParameters(_Model):
     blockysize: BlockSize = 1024
     use_predictor: bool = True
 
+    def with_blocks(self, side_px: int) -> Self:
+        """Return the parameters with square blocks of that side where the request names no size."""
+        unnamed = {"blockxsize", "blockysize"} - self.model_fields_set
+        return self.model_copy(update=dict.fromkeys(unnamed, side_px))
+
 
 class RasterOutput(_Model):
     """Rasters, one file for each feature and response."""

@@ -19,7 +19,7 @@ from localhub.faults import FaultBook
 from localhub.jobs import Job, StopReason
 from localhub.payload import parse_create_request
 from localhub.pool import PoolClosed, WorkerPool
-from localhub.providers import archive_source
+from localhub.providers import COG_BLOCK_PX, archive_source
 from localhub.settings import Settings
 from localhub.shipping import Shipping
 from localhub.store import Feature, Store
@@ -218,6 +218,7 @@ def _task_maker(job: Job, shop: Workshop) -> Callable[[Feature], FeatureTask]:
             tile=feature.tile,
             begun=feature.begun,
             archive=archive_source(settings),
+            cog_block_px=COG_BLOCK_PX[settings.provider],
             scratch=shop.scratch,
             block_bytes=settings.block_mb * 2**20,
             deliver_zeros=settings.no_data_output == "zeros",

@@ -37,6 +37,8 @@ class FeatureTask:
     begun: bool
     """It was begun before: files at its targets may be its own and are replaced."""
     archive: ArchiveSource
+    cog_block_px: int
+    """Side of the blocks of cloud optimised GeoTIFFs, where the request does not say."""
     scratch: Path
     block_bytes: int
     deliver_zeros: bool
@@ -170,7 +172,7 @@ def _files(task: FeatureTask, stack: RasterStack, user_data: Any, folder: Path) 
 def _raster_files(
     task: FeatureTask, output: RasterOutput, stack: RasterStack, user_data: Any, folder: Path
 ) -> list[ResultFile]:
-    paths = stack.export(output.cog_parameters if output.cog_output else None)
+    paths = stack.export(output.cog_parameters.with_blocks(task.cog_block_px) if output.cog_output else None)
     keys = targets(task.request, task.job_id, task.tile)
     if keys.keys() - paths.keys():
         paths["userdata"] = folder / "userdata.json"

@@ -84,6 +84,11 @@ def _access(place: S3, settings: Settings) -> Access:
     region = place.region or place.regin
     if place.access_key and place.secret_access_key:
         return Access(settings.s3_endpoint_url, place.access_key, place.secret_access_key, region)
+    if settings.provider == "cdse":
+        raise bad_payload(
+            f"iamRoleARN for '{place.url}' is not offered by the Copernicus Data Space Ecosystem; give accessKey and "
+            "secretAccessKey."
+        )
     if not settings.s3_access_key:
         raise bad_payload(
             f"iamRoleARN for '{place.url}' cannot be assumed: this localhub has no keys of its own. "

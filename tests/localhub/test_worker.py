@@ -104,6 +104,7 @@ def feature_task(archive: Archive, s3: SeaweedFS, bucket: str, scratch: Path, ye
         tile=TILE,
         begun=False,
         archive=ArchiveSource(archive.place),
+        cog_block_px=1024,
         scratch=scratch,
         block_bytes=1,
         deliver_zeros=True,
