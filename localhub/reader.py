@@ -15,12 +15,12 @@ from urllib.parse import urlsplit
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
+from pyproj import Transformer
 from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 from rasterio.session import AWSSession
 from rasterio.vrt import WarpedVRT
-from rasterio.warp import transform as transformed
 from rasterio.windows import Window
 
 from localhub.archive import DATA_MASK, ArchiveError, Scene
@@ -226,17 +226,21 @@ def _scale(dataset: DatasetReader, tile: Tile) -> dict[str, str]:
     """Warp options with the ratio of the pixel sizes at the tile's centre, on which the width of the kernels depends.
 
     GDAL else estimates it block by block, from whatever part of the file a block meets: wrong by some per cent, and
-    different from block to block, at the file's edges (GDAL, ``GDALWarpOptions``, XSCALE and YSCALE).
+    different from block to block, at the file's edges (GDAL, ``GDALWarpOptions``, XSCALE and YSCALE). It may where the
+    file's CRS does not reach the tile's centre.
     """
     min_x, min_y, max_x, max_y = tile.bounds
     x_step, y_step = tile.resolution
     x, y = (min_x + max_x) / 2, (min_y + max_y) / 2
-    xs, ys = transformed(
-        f"EPSG:{tile.epsg}",
-        dataset.crs,
-        [x - x_step / 2, x + x_step / 2, x, x],
-        [y, y, y - y_step / 2, y + y_step / 2],
-    )
+    steps = [x - x_step / 2, x + x_step / 2, x, x], [y, y, y - y_step / 2, y + y_step / 2]
+    xs, ys = _to_file(tile.epsg, dataset.crs.to_wkt()).transform(*steps)
     file_x, file_y = dataset.res
     across, along = (math.hypot((xs[k + 1] - xs[k]) / file_x, (ys[k + 1] - ys[k]) / file_y) for k in (0, 2))
+    if not (0 < across < math.inf and 0 < along < math.inf):
+        return {}
     return {"XSCALE": repr(1 / across), "YSCALE": repr(1 / along)}
+
+
+@lru_cache(maxsize=64)
+def _to_file(tile_epsg: int, file_crs: str) -> Transformer:
+    return Transformer.from_crs(tile_epsg, file_crs, always_xy=True)

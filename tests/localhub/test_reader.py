@@ -104,6 +104,21 @@ def test_a_tile_on_the_files_grid_gets_the_files_pixels(scene: Scene, noise: NDA
     assert np.array_equal(read_band(scene, "B02", tile), noise[3:43, 7:57])
 
 
+@pytest.mark.parametrize(
+    "bounds",
+    [(-180.0, -90.0, 180.0, 90.0), (-180.0, -90.0, 15.9, 90.0), (15.8, -89.9, 15.81, 89.9)],
+    ids=["the world", "centre beyond the file's projection", "a needle"],
+)
+def test_a_tile_of_any_extent_can_be_read(scene: Scene, bounds: tuple[float, float, float, float]) -> None:
+    for width, height in ((3600, 1800), (40, 1800)):
+        tile = Tile("far", 4326, bounds, width, height)
+        with rasterio.open(scene.assets["B02"]) as dataset:
+            expected = np.zeros((height, width), np.uint16)
+            reproject(rasterio.band(dataset, 1), expected, dst_transform=tile.transform, dst_crs="EPSG:4326")
+        np.testing.assert_array_equal(read_band(scene, "B02", tile), expected)
+        assert read_band(scene, "B02", tile, resampling="BICUBIC").shape == (height, width)
+
+
 @given(column=st.integers(-60, 330), row=st.integers(-60, 310), columns=st.integers(1, 90), rows=st.integers(1, 90))
 def test_pixels_outside_the_file_are_0_and_have_no_data(
     scene: Scene, noise: NDArray[np.uint16], column: int, row: int, columns: int, rows: int
