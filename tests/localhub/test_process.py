@@ -6,7 +6,7 @@ import math
 import tarfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -318,6 +318,37 @@ def test_the_price_follows_the_published_formula(
     output = {"width": pixels[0], "height": pixels[1], "responses": responses}
     answer = post(hub, web, body(script, output), "application/tar")
     assert math.isclose(float(answer.headers["x-processingunits-spent"]), price)
+
+
+@pytest.fixture
+def set_balance(hub: LocalHub, web: requests.Session) -> Iterator[Callable[[float | None], None]]:
+    """Gives the account a balance; it has one without end again afterwards."""
+
+    def put(balance_pu: float | None) -> None:
+        url = f"{hub.base_url}/admin/accounts/{hub.settings.client_id}"
+        assert web.put(url, json={"balance_pu": balance_pu}).json()["balance_pu"] == balance_pu
+
+    yield put
+    put(None)
+
+
+def test_the_account_pays_for_what_succeeds_until_nothing_is_left(
+    hub: LocalHub, web: requests.Session, set_balance: Callable[[float | None], None]
+) -> None:
+    def balance() -> float:
+        (account,) = web.get(f"{hub.base_url}/admin/accounts").json()
+        left: float = account["balance_pu"]
+        return left
+
+    set_balance(0.5)
+    answer = post(hub, web, body(RED))
+    assert math.isclose(balance(), 0.5 - float(answer.headers["x-processingunits-spent"]))
+    left = balance()
+    assert post(hub, web, body(RED.replace("B04", "B99"))).status_code == 400
+    assert balance() == left
+    set_balance(0)
+    refused = post(hub, web, body(RED))
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "ACCESS_INSUFFICIENT_PROCESSING_UNITS")
 
 
 def _wrong(**changes: Any) -> dict[str, Any]:
