@@ -176,7 +176,7 @@ def test_a_filter_agrees_with_python_for_every_cover(text: str) -> None:
 
 
 def test_available_timestamps_need_only_the_time(config: SHConfig, items: list[dict[str, Any]]) -> None:
-    here = DataCollection.SENTINEL2_L1C.define_from("S2_L1C_OF_LOCALHUB", service_url=config.sh_base_url)
+    here = DataCollection.SENTINEL2_L1C.define_from("L1C_OF_LOCALHUB", service_url=config.sh_base_url)
     found = get_available_timestamps(SQUARE, SUMMER, here, maxcc=0.3, ignore_tz=False, config=config)
     clear = [item["properties"]["datetime"] for item in items if item["properties"]["eo:cloud_cover"] < 30]
     assert found == sorted(datetime.fromisoformat(time) for time in clear)

@@ -67,7 +67,7 @@ def config(hub: LocalHub) -> SHConfig:
 @pytest.fixture(scope="module")
 def collection(hub: LocalHub) -> DataCollection:
     """Sentinel-2 L1C of this localhub: the vendor's own definition leads to the vendor's own address."""
-    return DataCollection.SENTINEL2_L1C.define_from("L1C_OF_THE_PROCESS_TESTS", service_url=hub.base_url)
+    return DataCollection.SENTINEL2_L1C.define_from("L1C_OF_LOCALHUB", service_url=hub.base_url)
 
 
 @pytest.fixture(scope="module")
