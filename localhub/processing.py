@@ -99,7 +99,7 @@ class Pass:
         while len(self._running) < self._shop.settings.workers and self._may_go_on() and (feature := self._next()):
             begun = replace(feature, begun=True)
             self._shop.store.set_feature(self._job.id, begun)
-            future = self._shop.workers.submit(process_feature, self._task(begun))
+            future = self._shop.workers.submit(process_feature, self._task(feature))
             self._running[future] = begun
             future.add_done_callback(self._news.put)
         return bool(self._running)
