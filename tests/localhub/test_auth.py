@@ -1,9 +1,22 @@
 import base64
 import json
+import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import SecretStr
 
-from localhub.auth import Account, InvalidToken, basic_credentials, bearer_account, issue_token, read_token
+from localhub.auth import (
+    Account,
+    InvalidToken,
+    basic_credentials,
+    bearer_account,
+    is_client,
+    issue_token,
+    next_not_before,
+    read_token,
+)
 from localhub.errors import ApiError
 
 KEY = b"k" * 32
@@ -29,6 +42,22 @@ def test_a_token_carries_the_claims_that_clients_read() -> None:
 def test_an_expired_token_is_refused() -> None:
     with pytest.raises(InvalidToken, match="expired"):
         read_token(token(seconds=-1), KEY)
+
+
+def test_a_token_that_was_issued_before_the_present_policy_is_refused_and_a_new_one_is_not() -> None:
+    not_before = next_not_before(time.time(), 0)
+    new = issue_token(ACCOUNT, KEY, seconds=3600, issuer="", not_before=not_before)
+    assert read_token(new, KEY, not_before=not_before) == ACCOUNT
+    with pytest.raises(InvalidToken, match="made invalid; ask the token endpoint for a new one"):
+        read_token(token(), KEY, not_before=not_before)
+
+
+@given(st.floats(0, 4e9), st.integers(0, 4_000_000_000))
+def test_the_next_policy_is_later_than_any_token_that_was_issued_under_the_present_one(
+    now: float, not_before: int
+) -> None:
+    issued_at_most = max(int(now), not_before)
+    assert issued_at_most < next_not_before(now, not_before) <= issued_at_most + 1
 
 
 def _another_claim(good: str) -> str:
@@ -61,6 +90,7 @@ def test_a_request_without_a_bearer_token_is_answered_with_401(header: str | Non
     with pytest.raises(ApiError) as error:
         bearer_account(header, KEY)
     assert (error.value.status, error.value.code) == (401, "COMMON_UNAUTHORIZED")
+    assert error.value.headers == {"WWW-Authenticate": "Bearer"}
 
 
 def test_a_basic_header_holds_client_and_secret() -> None:
@@ -68,3 +98,11 @@ def test_a_basic_header_holds_client_and_secret() -> None:
     assert basic_credentials(header) == ("client", "se:cret")
     assert basic_credentials("Basic !!!") is None
     assert basic_credentials("Bearer abc") is None
+
+
+def test_a_client_is_one_with_its_own_secret() -> None:
+    clients = {"a": SecretStr("secret of a"), "ä": SecretStr("ö")}
+    assert is_client("a", "secret of a", clients)
+    assert is_client("ä", "ö", clients)
+    for client_id, secret in (("a", "ö"), ("a", ""), ("b", "secret of a"), ("", "")):
+        assert not is_client(client_id, secret, clients)
