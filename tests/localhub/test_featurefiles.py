@@ -3,8 +3,9 @@ from pathlib import Path
 
 import geopandas as gpd
 import pyogrio
+import pytest
 
-from localhub.featurefiles import execution_database, write_manifest
+from localhub.featurefiles import execution_database, execution_key, write_manifest
 from localhub.store import Feature
 from tasks.grid import Tile
 
@@ -58,3 +59,9 @@ def test_the_execution_database_is_one_plain_sqlite_file(tmp_path: Path) -> None
         (2, EAST.name, "FATAL", "why", 0),
         (3, WEST.name, "PENDING", None, 0),
     ]
+
+
+@pytest.mark.parametrize("root", ["", "out/", "a/b/"])
+def test_the_execution_database_can_lie_at_each_of_three_places(root: str) -> None:
+    keys = [execution_key(root, "id", place) for place in ("root", "request", "bucket")]
+    assert keys == [f"{root}execution-id.sqlite", f"{root}id/execution-id.sqlite", "execution-id.sqlite"]

@@ -1,4 +1,8 @@
+from fractions import Fraction
+
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from localhub.pricing import feature_cost, request_cost
 from tasks.grid import Tile
@@ -30,3 +34,30 @@ def test_a_feature_costs_what_the_published_examples_say(
 def test_a_request_is_billed_at_least_100_units() -> None:
     assert request_cost(25.4) == 100
     assert request_cost(20_345.0) == 20_345.0
+
+
+def published_price(width: int, height: int, bands: list[str], *, float_output: bool, samples: int) -> Fraction:
+    """The published rule in exact numbers, one line a sentence of it (Processing units; Batch Processing API)."""
+    price = max(Fraction(width, 512) * Fraction(height, 512), Fraction(1, 100))  # one unit: 512 x 512 pixels
+    price *= Fraction(1 if bands == ["dataMask"] else len([b for b in bands if b != "dataMask"]), 3)  # 3 bands
+    price *= 2 if float_output else 1  # 32-bit float TIFF
+    price *= samples or 1  # data samples per pixel
+    return price / 3 if width * height >= 10_000 else price  # the batch discount
+
+
+@given(
+    width=st.integers(1, 3500),
+    height=st.integers(1, 3500),
+    bands=st.lists(st.sampled_from(LAND_COVER), min_size=1, unique=True),
+    float_output=st.booleans(),
+    samples=st.integers(0, 400),
+)
+@example(width=100, height=100, bands=["B02"], float_output=False, samples=1)
+@example(width=9999, height=1, bands=["B02"], float_output=False, samples=1)
+@example(width=51, height=51, bands=["dataMask"], float_output=True, samples=0)
+def test_the_price_of_any_feature_is_the_published_one(
+    width: int, height: int, bands: list[str], float_output: bool, samples: int
+) -> None:
+    expected = published_price(width, height, bands, float_output=float_output, samples=samples)
+    cost = feature_cost(tile(width, height), bands, float_output=float_output, samples=samples)
+    assert cost == pytest.approx(float(expected), rel=1e-12)
