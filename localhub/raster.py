@@ -140,17 +140,17 @@ def block_size(asked: int, size: tuple[int, int]) -> int:
 
 
 def overview_levels(size: tuple[int, int], cog: CogParameters) -> list[int]:
-    """Return the decimations of the overviews.
+    """Return the decimations of the overviews, ascending as a cloud optimised GeoTIFF has them.
 
-    As given, else powers of two until the smaller side is below `overviewMinSize`, which defaults to the smaller block
-    side (documentation of `cogParameters`, after gdaladdo).
+    As given, else powers of two until neither side exceeds `overviewMinSize`, which defaults to the smaller block side
+    (documentation of `cogParameters`, which refers to gdaladdo's `levels` and `minsize`; GDAL, apps/gdaladdo.cpp).
     """
     if cog.overview_levels is not None:
-        return list(cog.overview_levels)
+        return sorted(set(cog.overview_levels))
     least = cog.overview_min_size or min(cog.blockxsize, cog.blockysize)
     levels = []
     factor = 1
-    while -(-min(size) // factor) >= least:
+    while -(-max(size) // factor) > least:
         factor *= 2
         levels.append(factor)
     return levels
