@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from localhub.engine import Evalscript, SceneInfo
+from localhub.engine import Dataset, Evalscript, SceneInfo
 from tasks.evalscript import CONSTANT, render
 
 BANDS = ("B02", "B03", "B04", "B08", "B11", "B12")
@@ -73,13 +73,13 @@ class Case:
         self._pixels = rows * WIDTH
         self._script = Evalscript(source)
         infos, self._bands = synthetic(scenes, rows)
-        self._script.prepare(infos, START, END)
-        self.values = self._script.evaluate(self._bands)  # also warms V8 up
+        self._script.prepare([Dataset(infos, START, END)])
+        self.values = self._script.evaluate([self._bands])  # also warms V8 up
 
     def rate(self) -> float:
         """Pixels per CPU second."""
         begin = time.process_time()
-        self._script.evaluate(self._bands)
+        self._script.evaluate([self._bands])
         return self._pixels / (time.process_time() - begin)
 
     def close(self) -> None:

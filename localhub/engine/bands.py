@@ -29,23 +29,24 @@ SENTINEL_2_BANDS: Final = frozenset(UNITS) | {"SCL", "CLP", "CLM", "dataMask"}
 """Every band of Sentinel-2's collections, those that not every deployment has included."""
 
 
-def unit_factor(band: str, unit: str | None) -> float:
+def unit_factor(collection: str, band: str, unit: str | None) -> float:
     """Factor from stored numbers to ``unit``, or to the band's default unit.
 
-    ``dataMask`` takes any unit, because scripts name one unit for all bands.
+    ``dataMask`` takes any unit, because scripts name one unit for all bands. Bands of collections other than
+    Sentinel-2's have DN only.
 
     Raises:
         EvalscriptError: the band is not offered in this unit.
     """
-    units = UNITS.get(band, _OTHER)
+    units = UNITS.get(band, _OTHER) if collection.startswith("sentinel-2") else _OTHER
     if band == "dataMask":
         return 1.0
     if unit is None:
         return next(iter(units.values()))
     factor = units.get(unit.upper())
     if factor is None:
-        offered = ", ".join(units)
         raise invalid(
-            f"Band '{band}' requested in unsupported units '{unit}'! Supported units for this band: [{offered}]."
+            f"Band '{band}' of collection '{collection}' requested in unsupported units '{unit}'! "
+            f"Supported units for this band: [{', '.join(units)}]."
         )
     return factor

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Final
 
 import numpy as np
@@ -55,33 +56,49 @@ class BandInput:
     """From stored numbers to what the script sees."""
 
 
-def loop_source(
-    bands: Sequence[BandInput], outputs: Sequence[Output], *, samples: int, simple: bool, reuse: bool, blocks: int
-) -> str:
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A dataset as the loop reads it."""
+
+    key: str | None
+    """Under which the script finds it; None = there is one dataset only."""
+    bands: tuple[BandInput, ...]
+    samples: int
+    """How many samples a pixel has."""
+    simple: bool
+    """Mosaicking SIMPLE: the script gets one object instead of an array, where there is one dataset only."""
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Bytes of a pixel's samples."""
+        return self.samples * sum(band.dtype.itemsize for band in self.bands)
+
+
+def loop_source(layouts: Sequence[Layout], outputs: Sequence[Output], *, reuse: bool, blocks: int) -> str:
     """JavaScript of a function body, from what ``prelude.js`` gives to ``{inputs, outputs, run, wrongLengths}``.
 
     Args:
-        bands: in the order of the program's ``inputs``.
+        layouts: of the datasets, in the order of the program's ``inputs``.
         outputs: in the order of the program's ``outputs``.
-        samples: how many samples a pixel has.
-        simple: the script gets one sample object instead of an array (mosaicking SIMPLE).
         reuse: keep the sample objects from pixel to pixel; see ``may_reuse_samples``.
         blocks: capacity, in blocks of ``LANES`` pixels.
     """
+    inputs = [(band, layout.samples) for layout in layouts for band in layout.bands]
+    firsts = list(accumulate((len(layout.bands) for layout in layouts), initial=0))
+    samples = "".join(_sample_code(d, layout, firsts[d], reuse=reuse) for d, layout in enumerate(layouts))
     return f"""
 const {{ evaluatePixel, context, restoreScenes, isList, arrayExpected }} = given;
 const {{ scenes, inputMetadata, customData, outputMetadata }} = context;
 const {{ floor }} = Math;
-{_declare("input", ((ARRAY_TYPES[band.dtype.name], samples * LANES * blocks) for band in bands))}
+{_declare("input", ((ARRAY_TYPES[band.dtype.name], samples * LANES * blocks) for band, samples in inputs))}
 {_declare("output", ((ARRAY_TYPES[output.dtype.name], output.bands * LANES * blocks) for output in outputs))}
 const wrongLengths = [{", ".join("0" for _ in outputs)}];
-{_sample_code(bands, samples, reuse)}
+{samples}
 {"".join(_store_code(k, output) for k, output in enumerate(outputs))}
 function evaluateOne(block, lane) {{
-  const samples = sampleAt(block * {samples * LANES} + lane);
+  const samples = {_first_argument(layouts)};
   restoreScenes();
-  const first = {"samples[0]" if simple else "samples"};
-  const result = evaluatePixel(first, scenes, inputMetadata, customData, outputMetadata);
+  const result = evaluatePixel(samples, scenes, inputMetadata, customData, outputMetadata);
   if (result === undefined) return;
   {" ".join(_pick_code(k, output, alone=len(outputs) == 1) for k, output in enumerate(outputs))}
 }}
@@ -92,9 +109,21 @@ function run(pixels) {{
     evaluateOne(block, pixel - block * {LANES});
   }}
 }}
-return {{ inputs: [{_numbered("input", bands)}], outputs: [{_numbered("output", outputs)}], run, wrongLengths }};
+return {{ inputs: [{_numbered("input", inputs)}], outputs: [{_numbered("output", outputs)}], run, wrongLengths }};
 {NAMING}{ENGINE_NAME}
 """
+
+
+def _first_argument(layouts: Sequence[Layout]) -> str:
+    """What evaluatePixel gets: the samples of the only dataset, or those of each by its key."""
+    calls = [f"samples{d}(block * {layout.samples * LANES} + lane)" for d, layout in enumerate(layouts)]
+    if layouts[0].key is None:
+        return f"{calls[0]}[0]" if layouts[0].simple else calls[0]
+    return (
+        "{ "
+        + ", ".join(f"{json.dumps(layout.key)}: {call}" for layout, call in zip(layouts, calls, strict=True))
+        + " }"
+    )
 
 
 def may_reuse_samples(source: str, bands: Iterable[str]) -> bool:
@@ -126,13 +155,15 @@ def _numbered(prefix: str, items: Sequence[object]) -> str:
     return ", ".join(f"{prefix}{k}" for k in range(len(items)))
 
 
-def _sample_code(bands: Sequence[BandInput], samples: int, reuse: bool) -> str:
-    values = [f"input{k}[at]{_times(band.factor)}" for k, band in enumerate(bands)]
+def _sample_code(d: int, layout: Layout, first_input: int, *, reuse: bool) -> str:
+    """A function that gives a pixel's samples of a dataset, from where its first sample's numbers are."""
+    bands, samples = layout.bands, layout.samples
+    values = [f"input{first_input + k}[at]{_times(band.factor)}" for k, band in enumerate(bands)]
     names = [json.dumps(band.name) for band in bands]
     fresh = ", ".join(f"{name}: {value}" for name, value in zip(names, values, strict=True))
     if not reuse:
         return f"""
-function sampleAt(at) {{
+function samples{d}(at) {{
   const samples = [];
   for (let s = 0; s < {samples}; s++, at += {LANES}) samples.push({{ {fresh} }});
   return samples;
@@ -140,17 +171,17 @@ function sampleAt(at) {{
     writes = " ".join(f"sample[{name}] = {value};" for name, value in zip(names, values, strict=True))
     first = ", ".join(f"{name}: {_representative(band)}" for name, band in zip(names, bands, strict=True))
     return f"""
-const pool = [];
-for (let s = 0; s < {samples}; s++) pool.push({{ {first} }});
-const reused = pool.slice();
-function sampleAt(at) {{
+const pool{d} = [];
+for (let s = 0; s < {samples}; s++) pool{d}.push({{ {first} }});
+const reused{d} = pool{d}.slice();
+function samples{d}(at) {{
   for (let s = 0; s < {samples}; s++, at += {LANES}) {{
-    const sample = pool[s];
+    const sample = pool{d}[s];
     {writes}
-    reused[s] = sample;
+    reused{d}[s] = sample;
   }}
-  reused.length = {samples};
-  return reused;
+  reused{d}.length = {samples};
+  return reused{d};
 }}"""
 
 

@@ -5,7 +5,7 @@
   // Kept, because a script may replace any of them.
   const { parse, stringify } = JSON;
   const { defineProperty } = Object;
-  const { isArray } = Array;
+  const { isArray, from: arrayFrom } = Array;
   const { isView } = ArrayBuffer;
   const { isFinite } = Number;
   const compile = Function;
@@ -47,7 +47,7 @@
   // The form of older scripts (scenes[i].date is a Date), which carries the documented one (scenes.orbits, scenes.tiles).
   function describeScenes(kind, list) {
     const dates = list.map((item) => ({ date: new Instant(item.dateFrom || item.date) }));
-    slots = [dates, list].map((items) => ({ list: items, pristine: items.slice() }));
+    slots.push(...[dates, list].map((items) => ({ list: items, pristine: items.slice() })));
     defineProperty(dates, kind, { value: list, writable: true });
     defineProperty(dates, "toJSON", { value: () => ({ [kind]: list }), writable: true });
     return dates;
@@ -64,28 +64,56 @@
     return orbit;
   }
 
-  // The samples that the script keeps, as positions in the list, in the script's order.
-  function choose(kind, list, from, to) {
+  const alone = (datasets) => datasets[0].key === null;
+
+  // What a script gets or gives for each dataset: by key, or as it is where there is one dataset only.
+  function byKey(datasets, part) {
+    if (alone(datasets)) return part(datasets[0], 0);
+    const parts = {};
+    datasets.forEach((dataset, d) => (parts[dataset.key] = part(dataset, d)));
+    return parts;
+  }
+
+  function asCollection({ kind, list, from, to }) {
     const period = { from: new Instant(from), to: new Instant(to) };
-    const preProcessScenes = find("preProcessScenes");
-    const filterScenes = find("filterScenes");
-    let kept;
-    if (preProcessScenes) {
-      const returned = preProcessScenes({ ...period, scenes: { [kind]: list.map(withoutTiles) } });
-      kept = returned && returned.scenes && returned.scenes[kind];
-      if (!isArray(kept)) throw new Failure(`preProcessScenes must return collections with an array scenes.${kind}.`);
-    } else if (filterScenes) {
-      const dated = list.map((item) => ({ ...item, date: new Instant(item.dateFrom || item.date) }));
-      kept = filterScenes(dated, { ...inputMetadata, ...period });
-      if (!isArray(kept)) throw new Failure("filterScenes must return an array of scenes.");
-    } else {
-      kept = list;
-    }
+    return kind ? { ...period, scenes: { [kind]: list.map(withoutTiles) } } : period;
+  }
+
+  function positionsOf(kept, list) {
     const positions = kept.map((item) => item && item.__idx);
     if (!positions.every((position) => position in list)) {
       throw new Failure("preProcessScenes and filterScenes must return scenes they were given, with their __idx.");
     }
     return positions;
+  }
+
+  function keptOf(returned, { kind }) {
+    const kept = returned && returned.scenes && returned.scenes[kind];
+    if (!isArray(kept)) throw new Failure(`preProcessScenes must return collections with an array scenes.${kind}.`);
+    return kept;
+  }
+
+  // The samples that the script keeps, as positions in each dataset's list, in the script's order.
+  function choose(datasets) {
+    const preProcessScenes = find("preProcessScenes");
+    const filterScenes = find("filterScenes");
+    const all = datasets.map(({ list, samples }) => arrayFrom({ length: samples }, (_, i) => i));
+    if (!datasets.some(({ kind }) => kind)) return all;
+    if (preProcessScenes) {
+      const returned = preProcessScenes(byKey(datasets, asCollection));
+      return datasets.map((dataset, d) => {
+        if (!dataset.kind) return all[d];
+        return positionsOf(keptOf(alone(datasets) ? returned : returned && returned[dataset.key], dataset), dataset.list);
+      });
+    }
+    if (filterScenes && alone(datasets)) {
+      const [{ list, from, to }] = datasets;
+      const dated = list.map((item) => ({ ...item, date: new Instant(item.dateFrom || item.date) }));
+      const kept = filterScenes(dated, { ...inputMetadata, from: new Instant(from), to: new Instant(to) });
+      if (!isArray(kept)) throw new Failure("filterScenes must return an array of scenes.");
+      return [positionsOf(kept, list)];
+    }
+    return all;
   }
 
   return {
@@ -106,16 +134,21 @@
       return stringify({ input, output: { bands: returned.length } });
     },
 
-    // request: {kind, list, from, to, bands}; kind is undefined for SIMPLE, which has neither scenes nor a choice.
+    // request: {datasets: [{key, kind, list, samples, from, to}], bands}; kind is null for SIMPLE, which has neither
+    // scenes nor a choice.
     prepare(request) {
-      const { kind, list, from, to, bands } = parse(request);
-      const positions = kind ? choose(kind, list, from, to) : [0];
+      const { datasets, bands } = parse(request);
+      const positions = choose(datasets);
       slots = [];
-      scenes = kind ? describeScenes(kind, positions.map((position) => list[position])) : {};
+      const described = datasets.map(({ kind, list }, d) => {
+        return kind ? describeScenes(kind, positions[d].map((position) => list[position])) : {};
+      });
+      scenes = byKey(datasets, (dataset, d) => described[d]);
       const outputs = {};
       for (const id in bands) outputs[id] = { bands: bands[id] };
       const updateOutput = find("updateOutput");
-      if (updateOutput) updateOutput(outputs, { scenes: kind ? scenes.map(({ date }) => ({ date })) : [] });
+      const dates = (dataset, d) => ({ scenes: dataset.kind ? described[d].map(({ date }) => ({ date })) : [] });
+      if (updateOutput) updateOutput(outputs, byKey(datasets, dates));
       return stringify({ positions, outputs }, keepNumbers);
     },
 

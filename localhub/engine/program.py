@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import count
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from localhub.engine.isolate import Isolate
-from localhub.engine.loop import ARRAY_TYPES, LANES, BandInput, loop_source
+from localhub.engine.loop import ARRAY_TYPES, LANES, Layout, loop_source
 from localhub.engine.setup import Output
 
 BUFFER_BYTES: Final = 16_000_000
@@ -17,60 +18,55 @@ MAX_BLOCKS: Final = 2048
 
 
 class Program:
-    """One loop for given bands, dtypes, samples and outputs. Its buffers live in V8, as long as the isolate is open.
+    """One loop for given datasets and outputs. Its buffers live in V8, as long as the isolate is open.
 
     Args:
         isolate: with the script loaded and prepared.
-        factors: band → factor from stored numbers to what the script sees.
-        dtypes: band → dtype as stored.
+        layouts: of the datasets' samples.
         outputs: what to collect.
-        samples: how many samples a pixel has.
-        simple: mosaicking SIMPLE.
         reuse: keep sample objects from pixel to pixel.
     """
 
-    def __init__(
-        self,
-        isolate: Isolate,
-        factors: Mapping[str, float],
-        dtypes: Mapping[str, np.dtype[Any]],
-        outputs: Sequence[Output],
-        *,
-        samples: int,
-        simple: bool,
-        reuse: bool,
-    ) -> None:
-        for band, dtype in dtypes.items():
-            if dtype.name not in ARRAY_TYPES:
-                raise ValueError(f"Band '{band}' came as {dtype}; convert it to one of {', '.join(ARRAY_TYPES)}.")
-        self.dtypes = dict(dtypes)
+    def __init__(self, isolate: Isolate, layouts: Sequence[Layout], outputs: Sequence[Output], *, reuse: bool) -> None:
+        for band in (band for layout in layouts for band in layout.bands):
+            if band.dtype.name not in ARRAY_TYPES:
+                raise ValueError(
+                    f"Band '{band.name}' came as {band.dtype}; convert it to one of {', '.join(ARRAY_TYPES)}."
+                )
+        self.dtypes = [{band.name: band.dtype for band in layout.bands} for layout in layouts]
         self._isolate = isolate
         self._outputs = outputs
-        self._samples = samples
-        self._blocks = _blocks_for(samples * sum(dtype.itemsize for dtype in dtypes.values()), outputs)
-        bands = [BandInput(name, dtypes[name], factor) for name, factor in factors.items()]
-        source = loop_source(bands, outputs, samples=samples, simple=simple, reuse=reuse, blocks=self._blocks)
-        isolate.call("compile", source)
-        self._inputs = {band.name: self._view("input", k, band.dtype, samples) for k, band in enumerate(bands)}
+        self._layouts = layouts
+        self._blocks = _blocks_for(sum(layout.pixel_bytes for layout in layouts), outputs)
+        isolate.call("compile", loop_source(layouts, outputs, reuse=reuse, blocks=self._blocks))
+        numbers = count()
+        self._inputs = [
+            {band.name: self._view("input", next(numbers), band.dtype, layout.samples) for band in layout.bands}
+            for layout in layouts
+        ]
         self._results = [self._view("output", k, output.dtype, output.bands) for k, output in enumerate(outputs)]
 
-    def run(self, bands: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def run(self, bands: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
         """Evaluate every pixel.
 
         Args:
-            bands: band → array (samples, height, width).
+            bands: for each dataset, band → array (samples, height, width).
 
         Returns:
             Output id → array (bands, height, width).
         """
         height, width = self._common_shape(bands)
         pixels = height * width
-        flat = {name: bands[name].reshape(self._samples, pixels) for name in self._inputs}
+        pairs = [
+            (given[name].reshape(layout.samples, pixels), view)
+            for layout, given, views in zip(self._layouts, bands, self._inputs, strict=True)
+            for name, view in views.items()
+        ]
         results = {output.id: np.empty((output.bands, pixels), output.dtype) for output in self._outputs}
         for start in range(0, pixels, self._blocks * LANES):
             chunk = slice(start, min(start + self._blocks * LANES, pixels))
-            for name, view in self._inputs.items():
-                _to_blocks(flat[name][:, chunk], view)
+            for planes, view in pairs:
+                _to_blocks(planes[:, chunk], view)
             self._isolate.call("run", chunk.stop - chunk.start)
             for output, view in zip(self._outputs, self._results, strict=True):
                 _from_blocks(view, results[output.id][:, chunk])
@@ -87,15 +83,18 @@ class Program:
             return np.empty((self._blocks, 0, LANES), dtype)
         return np.frombuffer(self._isolate.call(method, index), dtype).reshape(self._blocks, planes, LANES)
 
-    def _common_shape(self, bands: Mapping[str, NDArray[Any]]) -> tuple[int, int]:
-        shapes = {bands[name].shape for name in self._inputs}
-        shape = shapes.pop()
-        if shapes or len(shape) != 3 or shape[0] != self._samples:
-            found = sorted({str(bands[name].shape) for name in self._inputs})
-            raise ValueError(
-                f"Bands must have the shape ({self._samples} samples, height, width); {', '.join(found)} came."
-            )
-        return shape[1], shape[2]
+    def _common_shape(self, bands: Sequence[Mapping[str, NDArray[Any]]]) -> tuple[int, int]:
+        """Height and width of every band, after a check of all."""
+        found = [
+            (layout.samples, given[band.name].shape)
+            for layout, given in zip(self._layouts, bands, strict=True)
+            for band in layout.bands
+        ]
+        height, width = found[0][1][-2:]
+        for samples, shape in found:
+            if shape != (samples, height, width):
+                raise ValueError(f"Bands must have the shape ({samples} samples, height, width); {shape} came.")
+        return height, width
 
 
 def _blocks_for(input_bytes: int, outputs: Sequence[Output]) -> int:

@@ -19,6 +19,22 @@ class SceneInfo:
     """Where the product lies; becomes ``dataPath``."""
 
 
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """One collection of a request, and the scenes found in it."""
+
+    scenes: Sequence[SceneInfo]
+    """In mosaicking order."""
+    time_from: datetime
+    """Start of the request's time range, aware."""
+    time_to: datetime
+    """Its end."""
+    collection: str = "sentinel-2-l1c"
+    """Its type, which decides on the bands' units."""
+    id: str | None = None
+    """As the request names it for data fusion."""
+
+
 def group_scenes(scenes: Sequence[SceneInfo], mosaicking: str) -> tuple[tuple[int, ...], ...]:
     """Indices of the scenes that mosaic into each sample, in the given order of preference.
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from types import TracebackType
@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from localhub.engine.errors import invalid
 from localhub.engine.isolate import Isolate
-from localhub.engine.loop import may_reuse_samples
+from localhub.engine.loop import BandInput, Layout, may_reuse_samples
 from localhub.engine.program import Program
-from localhub.engine.scenes import SceneInfo, describe_samples, group_scenes
-from localhub.engine.setup import Output, band_count, parse_setup
+from localhub.engine.scenes import Dataset, describe_samples, group_scenes
+from localhub.engine.setup import Output, Source, band_count, parse_setup
 from localhub.engine.simple import as_function, bands_named, is_simple
 
 _VERSION_3: Final = re.compile(r"^\s*//.*\bVERSION\s*=\s*3\b", re.MULTILINE)
@@ -27,8 +27,11 @@ _LIST_NAMES: Final = {"ORBIT": "orbits", "TILE": "tiles"}
 class Plan:
     """What the script wants of a feature's scenes."""
 
-    samples: tuple[tuple[int, ...], ...]
-    """For each sample that evaluatePixel gets, in order: indices of the scenes that mosaic into it, preferred first."""
+    samples: tuple[tuple[tuple[int, ...], ...], ...]
+    """For each dataset, and each sample that evaluatePixel gets of it, in order: indices of the scenes that mosaic into
+    it, preferred first."""
+    bands: tuple[Mapping[str, float], ...]
+    """For each dataset: bands that the script reads → factor from stored numbers to the unit it asked for."""
     outputs: tuple[Output, ...]
     """What ``evaluate`` returns, after updateOutput; in the script's order."""
 
@@ -55,6 +58,7 @@ class Evalscript:
         self._source = source
         self._program: Program | None = None
         self._plan: Plan | None = None
+        self._sources: tuple[Source, ...] = ()
         self._user_data: Any = None
         self._isolate = Isolate(timeout_seconds)
         try:
@@ -76,48 +80,43 @@ class Evalscript:
         self._program = None  # first the views, then the buffers that they look at
         self._isolate.close()
 
-    def prepare(
-        self,
-        scenes: Sequence[SceneInfo],
-        time_from: datetime,
-        time_to: datetime,
-        *,
-        requested: Collection[str] | None = None,
-    ) -> Plan:
+    def prepare(self, datasets: Sequence[Dataset], *, requested: Collection[str] | None = None) -> Plan:
         """Group the scenes into samples and let the script choose among them and size its outputs.
 
-        Runs preProcessScenes, or else filterScenes (not for SIMPLE, which knows no scenes), then updateOutput.
+        Runs preProcessScenes, or else filterScenes (not for SIMPLE, which knows no scenes), then updateOutput. With
+        several datasets the script gets samples, scenes and collections by dataset (data fusion).
 
         Args:
-            scenes: found for the feature, in mosaicking order.
-            time_from: start of the request's time range.
-            time_to: its end.
+            datasets: in the request's order.
             requested: ids of the outputs to return, others are computed and dropped; None = all.
 
         Raises:
-            EvalscriptError: the script failed, returned no scenes, or has no output of a requested id.
+            EvalscriptError: the script failed, returned no scenes, has no output of a requested id, or asks for a
+                dataset or a unit that there is not.
         """
-        groups = group_scenes(scenes, self.setup.mosaicking)
-        kind = _LIST_NAMES.get(self.setup.mosaicking)
+        sources = self.setup.sources([dataset.id for dataset in datasets])
+        factors = tuple(source.factors(dataset.collection) for source, dataset in zip(sources, datasets, strict=True))
+        groups = [_grouped(source, dataset) for source, dataset in zip(sources, datasets, strict=True)]
         request = {
-            "kind": kind,
-            "list": describe_samples(scenes, groups, self.setup.mosaicking) if kind else [],
-            "from": _iso(time_from),
-            "to": _iso(time_to),
+            "datasets": [_described(*parts) for parts in zip(sources, datasets, groups, strict=True)],
             "bands": {output.id: output.bands for output in self.setup.outputs},
         }
         answer = json.loads(self._isolate.call("prepare", json.dumps(request)))
-        samples = tuple(groups[position] for position in answer["positions"])
+        samples = tuple(
+            tuple(found[position] for position in positions)
+            for found, positions in zip(groups, answer["positions"], strict=True)
+        )
         self._program = None
-        self._plan = Plan(samples, self._sized_outputs(answer["outputs"], requested))
+        self._sources = sources
+        self._plan = Plan(samples, factors, self._sized_outputs(answer["outputs"], requested))
         return self._plan
 
-    def evaluate(self, bands: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def evaluate(self, bands: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
         """Run evaluatePixel over a block of rows.
 
         Args:
-            bands: for each band of ``setup``, numbers as stored (DN), shape (samples, height, width); one sample for
-                SIMPLE.
+            bands: for each dataset, and each band of the plan, numbers as stored (DN), shape (samples, height, width);
+                one sample for SIMPLE.
 
         Returns:
             Output id → values of the output's dtype, shape (bands, height, width).
@@ -127,19 +126,25 @@ class Evalscript:
             ValueError: a band is missing, or its shape or dtype is not as planned.
         """
         plan = self._planned()
-        factors = self.setup.bands
-        if missing := sorted(factors.keys() - bands.keys()):
-            raise ValueError(f"The evalscript reads {sorted(factors)}; {missing} did not come.")
-        arrays = {name: _native(bands[name]) for name in factors}
-        dtypes = {name: array.dtype for name, array in arrays.items()}
+        for wanted, given in zip(plan.bands, bands, strict=True):
+            if missing := sorted(wanted.keys() - given.keys()):
+                raise ValueError(f"The evalscript reads {sorted(wanted)}; {missing} did not come.")
+        arrays = [
+            {name: _native(given[name]) for name in wanted} for wanted, given in zip(plan.bands, bands, strict=True)
+        ]
+        dtypes = [{name: array.dtype for name, array in group.items()} for group in arrays]
         if self._program is None or self._program.dtypes != dtypes:
             self._program = None
-            reuse = may_reuse_samples(self._source, factors)
-            simple = self.setup.mosaicking == "SIMPLE"
-            self._program = Program(
-                self._isolate, factors, dtypes, plan.outputs, samples=len(plan.samples), simple=simple, reuse=reuse
-            )
+            self._program = self._compiled(plan, dtypes)
         return self._program.run(arrays)
+
+    def _compiled(self, plan: Plan, dtypes: Sequence[Mapping[str, np.dtype[Any]]]) -> Program:
+        layouts = [
+            Layout(source.key, tuple(_band_inputs(factors, stored)), len(samples), simple=source.mosaicking == "SIMPLE")
+            for source, factors, stored, samples in zip(self._sources, plan.bands, dtypes, plan.samples, strict=True)
+        ]
+        reuse = may_reuse_samples(self._source, {name for group in plan.bands for name in group})
+        return Program(self._isolate, layouts, plan.outputs, reuse=reuse)
 
     def wrong_lengths(self) -> dict[str, int]:
         """Output id → pixels so far whose array was shorter (rest 0) or longer (rest dropped) than declared."""
@@ -187,6 +192,31 @@ class Evalscript:
 def _native(array: NDArray[Any]) -> NDArray[Any]:
     """The array in the machine's byte order and in C order, as V8's arrays are; a copy only where it is not yet."""
     return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+
+
+def _band_inputs(factors: Mapping[str, float], dtypes: Mapping[str, np.dtype[Any]]) -> Iterator[BandInput]:
+    for name, factor in factors.items():
+        yield BandInput(name, dtypes[name], factor)
+
+
+def _grouped(source: Source, dataset: Dataset) -> tuple[tuple[int, ...], ...]:
+    """The scenes of each sample; with data fusion SIMPLE has one sample only where it has scenes."""
+    if source.key is not None and not dataset.scenes:
+        return ()
+    return group_scenes(dataset.scenes, source.mosaicking)
+
+
+def _described(source: Source, dataset: Dataset, groups: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """A dataset as ``prelude.js`` takes it; without a kind of list for SIMPLE, which knows no scenes."""
+    kind = _LIST_NAMES.get(source.mosaicking)
+    return {
+        "key": source.key,
+        "kind": kind,
+        "list": describe_samples(dataset.scenes, groups, source.mosaicking) if kind else [],
+        "samples": len(groups),
+        "from": _iso(dataset.time_from),
+        "to": _iso(dataset.time_to),
+    }
 
 
 def _iso(moment: datetime) -> str:

@@ -1,6 +1,6 @@
 """What an evalscript's ``setup()`` declares, as values."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -55,22 +55,67 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """What a script reads of one collection of the request."""
+
+    key: str | None
+    """Under which the script finds its samples; None = there is one collection only."""
+    units: Mapping[str, str | None]
+    """Band → unit as declared, None = the band's default; empty = the script reads nothing of it."""
+    mosaicking: str
+    """SIMPLE, ORBIT or TILE."""
+
+    def factors(self, collection: str) -> dict[str, float]:
+        """Band → factor from stored numbers to what the script asked for.
+
+        Raises:
+            EvalscriptError: a unit is not offered.
+        """
+        return {band: unit_factor(collection, band, unit) for band, unit in self.units.items()}
+
+
+@dataclass(frozen=True, slots=True)
 class Setup:
     """What ``setup()`` returned."""
 
     inputs: tuple[Input, ...]
     outputs: tuple[Output, ...]
     mosaicking: str
-    """SIMPLE, ORBIT or TILE, after an input's own setting."""
+    """SIMPLE, ORBIT or TILE, where an input has none of its own."""
 
-    @property
-    def bands(self) -> dict[str, float]:
-        """Every band that the script reads → factor from stored numbers to the unit it asked for."""
-        return {
-            band: unit_factor(band, unit)
-            for declared in self.inputs
-            for band, unit in zip(declared.bands, declared.units, strict=True)
-        }
+    def sources(self, ids: Sequence[str | None]) -> tuple[Source, ...]:
+        """Pair the inputs with the request's collections, by datasource or else by position.
+
+        Args:
+            ids: of the request's ``input.data``, in order; None where it gives none.
+
+        Returns:
+            One for each of ``ids``. All inputs of a collection are merged.
+
+        Raises:
+            EvalscriptError: an input fits none of the collections.
+        """
+        keys = [name or str(position) for position, name in enumerate(ids)]
+        groups: dict[str, list[Input]] = {key: [] for key in keys}
+        for position, declared in enumerate(self.inputs):
+            groups[self._key(declared, position, keys, alone=len(ids) == 1 and ids[0] is None)].append(declared)
+        return tuple(self._source(None if len(ids) == 1 else key, groups[key]) for key in keys)
+
+    def _key(self, declared: Input, position: int, keys: Sequence[str], *, alone: bool) -> str:
+        named = declared.datasource
+        if named in keys:
+            return named
+        if len(keys) == 1 and (named is None or (alone and len({entry.datasource for entry in self.inputs}) == 1)):
+            return keys[0]
+        if named is None and position < len(keys):
+            return keys[position]
+        wanted = f"datasource '{named}'" if named else f"collection number {position + 1}"
+        raise invalid(f"setup().input asks for {wanted}; the request has [{', '.join(keys)}].")
+
+    def _source(self, key: str | None, inputs: Sequence[Input]) -> Source:
+        units = {band: unit for entry in inputs for band, unit in zip(entry.bands, entry.units, strict=True)}
+        own = next((entry.mosaicking for entry in inputs if entry.mosaicking), None)
+        return Source(key, units, own or self.mosaicking)
 
 
 def parse_setup(declared: Any) -> Setup:
@@ -84,12 +129,7 @@ def parse_setup(declared: Any) -> Setup:
     if not isinstance(declared, Mapping):
         raise invalid(f"setup() must return an object with input and output, not {declared!r}.")
     inputs = _parse_inputs(declared.get("input"))
-    if len({entry.datasource for entry in inputs}) > 1:
-        raise invalid("Several datasources in setup().input (data fusion) are not supported; use one.")
-    mosaicking = next((entry.mosaicking for entry in inputs if entry.mosaicking), None)
-    setup = Setup(inputs, _parse_outputs(declared.get("output")), mosaicking or _mosaicking(declared) or "SIMPLE")
-    _ = setup.bands  # refuses unsupported units now rather than at the first pixel
-    return setup
+    return Setup(inputs, _parse_outputs(declared.get("output")), _mosaicking(declared) or "SIMPLE")
 
 
 def _parse_inputs(declared: Any) -> tuple[Input, ...]:

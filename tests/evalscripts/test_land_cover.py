@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from localhub.engine import Evalscript, EvalscriptError, Output
+from localhub.engine import Dataset, Evalscript, EvalscriptError, Output
 from localhub.engine.loop import may_reuse_samples
 from tasks.evalscript import CONSTANT, render
-from tests.localhub.engine.engine_runs import END, START, run, scenes_on
+from tests.localhub.engine.engine_runs import END, dataset, run, scenes_on
 
 TEMPLATE = importlib.resources.files("evalscripts").joinpath("land_cover.js").read_text(encoding="utf-8")
 DEFAULTS: dict[str, Any] = json.JSONDecoder().raw_decode(TEMPLATE.partition(CONSTANT)[2])[0]
@@ -163,8 +163,8 @@ def test_a_pixel_after_one_without_data_is_not_affected_by_it() -> None:
 
 def test_two_scenes_on_one_day_are_one_sample() -> None:
     with Evalscript(simple_script()) as evalscript:
-        plan = evalscript.prepare(scenes_on(10, 10.01, 3), START, END)
-    assert plan.samples == ((0, 1), (2,))
+        plan = evalscript.prepare([dataset(scenes_on(10, 10.01, 3))])
+    assert plan.samples == (((0, 1), (2,)),)
 
 
 @pytest.mark.parametrize(("valid", "expected"), [([1, 1], 500), ([0, 1], 700), ([1, 0], 500)])
@@ -205,14 +205,15 @@ def test_inputs_and_outputs_are_those_that_conversion_expects() -> None:
     uint16 = [Output(name, 25, "UINT16", None) for name in (*DEFAULTS["bands"], "NDVI", "NDWI", "NDBI")]
     assert setup.mosaicking == "ORBIT"
     assert setup.outputs == (*uint16, Output("QUALITY", 25, "UINT8", None), Output("VALID_COUNT", 1, "UINT16", None))
-    assert setup.bands == dict.fromkeys([*DEFAULTS["bands"], "CLM", "dataMask"], 1.0)
+    (source,) = setup.sources([None])
+    assert source.factors("sentinel-2-l1c") == dict.fromkeys([*DEFAULTS["bands"], "CLM", "dataMask"], 1.0)
 
 
 def test_bands_that_only_an_index_needs_are_read_but_not_delivered() -> None:
     parameters = {"bands": ["B8A"], "indices": {"NBR": ["B08", "B12"]}, "cloudMask": "scl"}
     source = simple_script(**parameters)
     with Evalscript(source) as evalscript:
-        assert list(evalscript.setup.bands) == ["B8A", "B08", "B12", "SCL", "dataMask"]
+        assert list(evalscript.setup.inputs[0].bands) == ["B8A", "B08", "B12", "SCL", "dataMask"]
     bands = {"B8A": [7], "B08": [300], "B12": [100], "SCL": [4], "dataMask": [1]}
     values = run(source, bands, scenes_on(10)).values
     assert list(values) == ["B8A", "NBR", "QUALITY", "VALID_COUNT"]
@@ -233,7 +234,7 @@ def test_timestamps_are_every_step_from_the_start_to_the_end(start: date, length
     dates = [start + timedelta(days=days) for days in range(0, length + 1, step)]
     source = script(start=start.isoformat(), end=end.isoformat(), stepDays=step)
     with Evalscript(source) as evalscript:
-        evalscript.prepare([], datetime.combine(start, datetime.min.time(), UTC), END)
+        evalscript.prepare([Dataset([], datetime.combine(start, datetime.min.time(), UTC), END)])
         data = evalscript.user_data()
         assert evalscript.setup.outputs[0].bands == len(dates)
     assert data["timestamps"] == [f"{day.isoformat()}T00:00:00Z" for day in dates]

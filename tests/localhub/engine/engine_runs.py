@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from localhub.engine import Evalscript, Plan, SceneInfo
+from localhub.engine import Dataset, Evalscript, Plan, SceneInfo
 
 START = datetime(2019, 1, 1, tzinfo=UTC)
 END = datetime(2019, 12, 31, 23, 59, 59, tzinfo=UTC)
@@ -32,13 +32,18 @@ def scenes_on(*days: float, cloud_cover: float = 10.0) -> list[SceneInfo]:
     ]
 
 
+def dataset(scenes: Iterable[SceneInfo] = (), **properties: Any) -> Dataset:
+    """The only collection of a request over a year, or one of several."""
+    return Dataset(list(scenes), START, END, **properties)
+
+
 def run(source: str, bands: Mapping[str, Any], scenes: Iterable[SceneInfo] = (), **options: Any) -> Run:
     """Evaluate a script; bands: name → array (samples, height, width), or (samples,) for a single pixel."""
     shaped = {name: _as_stored(np.asarray(values)) for name, values in bands.items()}
     shaped = {name: values.reshape(-1, 1, 1) if values.ndim < 2 else values for name, values in shaped.items()}
     with Evalscript(source) as script:
-        plan = script.prepare(list(scenes), START, END, **options)
-        values = script.evaluate(shaped)
+        plan = script.prepare([dataset(scenes)], **options)
+        values = script.evaluate([shaped])
         return Run(plan, values, script.user_data(), script.wrong_lengths())
 
 

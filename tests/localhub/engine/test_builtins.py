@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from localhub.engine import Evalscript
-from tests.localhub.engine.engine_runs import END, START
+from tests.localhub.engine.engine_runs import dataset
 
 SCRIPT = """//VERSION=3
 function setup() {{ return {{input: ["B04"], output: {{bands: 1}}}}; }}
@@ -22,7 +22,7 @@ function updateOutputMetadata(scenes, inputMetadata, outputMetadata) {{ outputMe
 def values_of(*expressions: str) -> list[Any]:
     """What the expressions are worth inside of a script."""
     with Evalscript(SCRIPT.format(", ".join(f"({expression})" for expression in expressions))) as script:
-        script.prepare([], START, END)
+        script.prepare([dataset()])
         return list(script.user_data())
 
 
@@ -203,7 +203,7 @@ def test_a_script_may_declare_every_name_of_ours_itself() -> None:
     names = ["index", "inverse", "colorMap", "combine", "blueRed", "Identity", "SampleType", "Mosaicking", "valueMap"]
     own = "".join(f"let {name} = {number};\n" for number, name in enumerate(names))
     with Evalscript(SCRIPT.format(", ".join(names)).replace("function setup", own + "function setup")) as script:
-        script.prepare([], START, END)
+        script.prepare([dataset()])
         assert script.user_data() == list(range(len(names)))
 
 

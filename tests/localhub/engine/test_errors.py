@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from localhub.engine import Evalscript, EvalscriptError
-from tests.localhub.engine.engine_runs import END, START, run, scenes_on
+from tests.localhub.engine.engine_runs import dataset, run, scenes_on
 
 SETUP = 'function setup() { return {input: ["B04"], output: {bands: 1}, mosaicking: "ORBIT"}; }\n'
 
@@ -84,9 +84,9 @@ def test_pre_process_scenes_cannot_invent_scenes() -> None:
 def test_a_script_that_does_not_end_is_stopped() -> None:
     endless = f"//VERSION=3\n{SETUP}function evaluatePixel() {{ for (;;); }}"
     with Evalscript(endless, timeout_seconds=0.2) as script:
-        script.prepare(scenes_on(1), START, END)
+        script.prepare([dataset(scenes_on(1))])
         with pytest.raises(EvalscriptError, match=r"ran longer than 0.2 s"):
-            script.evaluate({"B04": np.ones((1, 1, 1), "uint16")})
+            script.evaluate([{"B04": np.ones((1, 1, 1), "uint16")}])
 
 
 def test_top_level_code_that_does_not_end_is_stopped() -> None:

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 
@@ -28,8 +30,9 @@ def test_inputs_as_objects_carry_units_datasource_and_mosaicking() -> None:
         Input("s2", ("B04", "SCL"), ("reflectance", "DN"), "ORBIT"),
         Input("s2", ("B08",), ("DN",), None),
     )
-    assert setup.mosaicking == "ORBIT"
-    assert setup.bands == {"B04": 0.0001, "SCL": 1.0, "B08": 1.0}
+    (source,) = setup.sources([None])
+    assert source.mosaicking == "ORBIT"
+    assert source.factors("sentinel-2-l2a") == {"B04": 0.0001, "SCL": 1.0, "B08": 1.0}
 
 
 def test_outputs_carry_id_bands_sample_type_and_nodata_value() -> None:
@@ -77,14 +80,6 @@ def test_functions_may_be_declared_or_assigned(functions: str) -> None:
         ("{input: ['B04'], output: [{id: 'a', bands: 1}, {id: 'a', bands: 1}]}", "id 'a' twice"),
         ("{input: ['B04'], output: {bands: 1, sampleType: 'UINT32'}}", "Unknown sampleType 'UINT32'"),
         ("{input: ['B04'], output: {bands: 1}, mosaicking: 'DAY'}", "Unknown mosaicking 'DAY'"),
-        (
-            "{input: [{datasource: 'a', bands: ['B04']}, {datasource: 'b', bands: ['VV']}], output: {bands: 1}}",
-            "data fusion",
-        ),
-        (
-            "{input: [{bands: ['B04'], units: 'PERCENT'}], output: {bands: 1}}",
-            r"Band 'B04' requested in unsupported units 'PERCENT'! Supported units for this band: \[REFLECTANCE, DN\]",
-        ),
     ],
 )
 def test_a_wrong_declaration_is_an_invalid_script(body: str, text: str) -> None:
@@ -93,10 +88,26 @@ def test_a_wrong_declaration_is_an_invalid_script(body: str, text: str) -> None:
     assert str(error.value).startswith("Invalid script! ")
 
 
+def test_a_unit_that_a_band_has_not_is_refused_with_those_that_it_has() -> None:
+    (source,) = setup_of("{input: [{bands: ['B04'], units: 'PERCENT'}], output: {bands: 1}}").sources([None])
+    text = (
+        "Invalid script! Band 'B04' of collection 'sentinel-2-l1c' requested in unsupported units 'PERCENT'! "
+        "Supported units for this band: [REFLECTANCE, DN]."
+    )
+    with pytest.raises(EvalscriptError, match=re.escape(text)):
+        source.factors("sentinel-2-l1c")
+
+
+def test_bands_of_other_collections_have_numbers_only() -> None:
+    assert unit_factor("byoc-1", "B04", None) == 1
+    with pytest.raises(EvalscriptError, match=r"\[DN\]"):
+        unit_factor("byoc-1", "B04", "REFLECTANCE")
+
+
 def test_units_have_a_default_and_a_factor_for_each_band() -> None:
-    assert unit_factor("B8A", None) == 0.0001
-    assert unit_factor("B8A", "dn") == 1
-    assert unit_factor("AOT", None) == 0.001
-    assert unit_factor("SCL", None) == 1
-    assert unit_factor("sunZenithAngles", "DEGREES") == 1
-    assert unit_factor("dataMask", "REFLECTANCE") == 1
+    assert unit_factor("sentinel-2-l2a", "B8A", None) == 0.0001
+    assert unit_factor("sentinel-2-l2a", "B8A", "dn") == 1
+    assert unit_factor("sentinel-2-l2a", "AOT", None) == 0.001
+    assert unit_factor("sentinel-2-l2a", "SCL", None) == 1
+    assert unit_factor("sentinel-2-l2a", "sunZenithAngles", "DEGREES") == 1
+    assert unit_factor("sentinel-2-l2a", "dataMask", "REFLECTANCE") == 1
