@@ -27,6 +27,22 @@
   // The service has no timers; mini-racer declares them with var, so that they cannot be deleted.
   for (const name of ["setTimeout", "clearTimeout", "__timer_manager"]) globalThis[name] = undefined;
 
+  // The service keeps what scripts print to itself; here their authors may see the first of it.
+  const MOST_MESSAGES = 100;
+  const MOST_CHARACTERS = 1000;
+  const messages = [];
+  function worded(part) {
+    try {
+      return typeof part === "object" && part !== null ? stringify(part) : text(part);
+    } catch {
+      return "[what has no words]"; // printing never fails, not even what refers to itself
+    }
+  }
+  function keepMessage(...parts) {
+    if (messages.length < MOST_MESSAGES) messages.push(parts.map(worded).join(" ").slice(0, MOST_CHARACTERS));
+  }
+  for (const name of ["debug", "error", "info", "log", "warn"]) console[name] = keepMessage;
+
   // Looks a function up by name in the script scope, which also holds what let and const declare.
   function find(name) {
     return compile(`return typeof ${name} === "function" ? ${name} : undefined`)();
@@ -168,6 +184,7 @@
     output: (index) => program.outputs[index].buffer,
     run: (pixels) => program.run(pixels),
     wrongLengths: () => stringify(program.wrongLengths),
+    messages: () => stringify(messages),
 
     finish() {
       const updateOutputMetadata = find("updateOutputMetadata");

@@ -150,6 +150,11 @@ class Evalscript:
         """Output id → pixels so far whose array was shorter (rest 0) or longer (rest dropped) than declared."""
         return {} if self._program is None else self._program.wrong_lengths()
 
+    def messages(self) -> list[str]:
+        """What the script has printed to the console so far: the first 100 messages, 1000 characters of each."""
+        printed: list[str] = json.loads(self._isolate.call("messages"))
+        return printed
+
     def user_data(self) -> Any:
         """What belongs into ``userdata.json``: runs updateOutputMetadata, once; {} where the script sets nothing.
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from localhub.engine import Dataset, Evalscript, EvalscriptError
+from localhub.engine import Evalscript, EvalscriptError
 from tests.localhub.engine.engine_runs import dataset, scenes_on
 
 BOTH = """//VERSION=3

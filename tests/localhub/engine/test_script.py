@@ -343,8 +343,26 @@ def test_the_host_and_timers_are_out_of_reach() -> None:
     assert pixel("return [reachable.length, typeof setTimeout === 'undefined'];", bands="2", more=more) == [0, 1]
 
 
-def test_console_calls_do_not_fail() -> None:
-    assert pixel("console.log('x', samples); return [1];") == [1]
+def test_what_a_script_prints_is_kept_and_never_fails() -> None:
+    body = """console.log('x', samples, undefined); const own = {}; own.own = own; console.warn(own);
+      console.error(Object.create(null)); console.info(Symbol("s")); return [1];"""
+    with Evalscript(script(body)) as open_script:
+        open_script.prepare([dataset(scenes_on(1))])
+        assert open_script.evaluate([{"B04": np.full((1, 1, 1), 7, "uint16"), "dataMask": np.ones((1, 1, 1), "uint8")}])
+        assert open_script.messages() == [
+            'x [{"B04":7,"dataMask":1}] undefined',
+            "[what has no words]",
+            "{}",
+            "Symbol(s)",
+        ]
+
+
+def test_a_script_that_prints_for_ever_keeps_its_first_words() -> None:
+    with Evalscript(
+        script("return [1];", more="for (let i = 0; i < 1e5; i++) console.log(i, 'x'.repeat(5000));")
+    ) as noisy:
+        messages = noisy.messages()
+    assert (len(messages), {len(message) for message in messages}) == (100, {1000})
 
 
 # -- arrays ------------------------------------------------------------------------------------------------------------
