@@ -80,7 +80,7 @@ def process(task: ProcessTask) -> Processed:
         Evalscript(task.body.evalscript, timeout_seconds=task.seconds) as script,
         tempfile.TemporaryDirectory(dir=task.scratch) as folder,
     ):
-        check_bands(script.setup, data.type, archive)
+        check_bands(script.setup, data, archive)
         scenes = find_scenes(archive, data, task.body.tile)
         formats = {response.identifier: response.format for response in task.responses}
         plan = prepare(script, data, scenes, formats.keys() - {"userdata"})
@@ -89,7 +89,7 @@ def process(task: ProcessTask) -> Processed:
             write = _until(end, task.seconds, stack)
             render(script, plan, scenes, task.body.tile, data.processing, BLOCK_BYTES, write)
         files = tuple(_file(response, stack, script) for response in task.responses)
-        return Processed(files, _cost(task, script, plan))
+        return Processed(files, _cost(task, plan))
 
 
 def _stored(outputs: Iterable[Output], formats: Mapping[str, Format]) -> list[Output]:
@@ -138,6 +138,6 @@ def _encoding(image: Format) -> tuple[str, dict[str, Any]]:
     return "GTiff", {"COMPRESS": "DEFLATE", "ZLEVEL": 1, "INTERLEAVE": "PIXEL"}
 
 
-def _cost(task: ProcessTask, script: Evalscript, plan: Plan) -> float:
+def _cost(task: ProcessTask, plan: Plan) -> float:
     is_float = any(output.sample_type == "FLOAT32" for output in plan.outputs)
-    return process_cost(task.body.tile, script.setup.bands, float_output=is_float, samples=len(plan.samples))
+    return process_cost(task.body.tile, plan.bands[0], float_output=is_float, samples=len(plan.samples[0]))

@@ -14,7 +14,7 @@ from rasterio.windows import Window
 from rasterio.windows import transform as window_transform
 
 from localhub.archive import DATA_MASK, Archive, ArchiveSource, Scene
-from localhub.engine import Evalscript, Plan, SceneInfo, Setup
+from localhub.engine import Dataset, Evalscript, Plan, SceneInfo, Setup
 from localhub.engine.errors import invalid
 from localhub.payload import Data, Processing
 from localhub.reader import ResamplingName, read_band, read_data_mask
@@ -28,12 +28,13 @@ def open_archive(source: ArchiveSource, _reading: str) -> Archive:
     return Archive.open(source.place, source.withheld)
 
 
-def check_bands(setup: Setup, collection: str, archive: Archive) -> None:
-    """Raise EvalscriptError, in the service's words, when the script reads a band that the archive does not have."""
-    held = archive.bands(collection)
-    for band in setup.bands:
+def check_bands(setup: Setup, data: Data, archive: Archive) -> None:
+    """Raise EvalscriptError, in the service's words, when the script reads a band or unit that there is not."""
+    held = archive.bands(data.type)
+    (source,) = setup.sources([data.id])
+    for band in source.factors(data.type):
         if band not in held:
-            raise invalid(f"Collection '{collection}' has no band '{band}'.")
+            raise invalid(f"Collection '{data.type}' has no band '{band}'.")
 
 
 def find_scenes(archive: Archive, data: Data, tile: Tile) -> list[Scene]:
@@ -53,7 +54,7 @@ def prepare(script: Evalscript, data: Data, scenes: Sequence[Scene], requested: 
     """Let the script see its scenes and choose among them; `requested` are the ids of the rasters to make."""
     infos = [SceneInfo(scene.datetime, scene.cloud_cover, scene.data_path) for scene in scenes]
     period = data.data_filter.time_range
-    return script.prepare(infos, period.from_, period.to, requested=requested)
+    return script.prepare([Dataset(infos, period.from_, period.to, data.type, data.id)], requested=requested)
 
 
 def render(
@@ -66,15 +67,16 @@ def render(
     write: Callable[[int, Mapping[str, NDArray[Any]]], None],
 ) -> None:
     """Evaluate the script in blocks of rows; `write` gets the first row, and (bands, rows, columns) by output id."""
-    bands = list(script.setup.bands)
-    for window in _row_blocks(tile, _row_bytes(tile, plan, len(bands)), block_bytes):
-        samples = read_samples(scenes, plan.samples, bands, tile, window, processing)
-        write(window.row_off, script.evaluate(samples))
+    (members,), (factors,) = plan.samples, plan.bands
+    bands = list(factors)
+    for window in _row_blocks(tile, _row_bytes(tile, plan), block_bytes):
+        samples = read_samples(scenes, members, bands, tile, window, processing)
+        write(window.row_off, script.evaluate([samples]))
 
 
-def _row_bytes(tile: Tile, plan: Plan, bands: int) -> int:
+def _row_bytes(tile: Tile, plan: Plan) -> int:
     """Estimate the bytes of one row of samples, or of results where these are more; samples are 16-bit at most."""
-    inputs = 2 * bands * len(plan.samples)
+    inputs = sum(2 * len(bands) * len(samples) for bands, samples in zip(plan.bands, plan.samples, strict=True))
     outputs = sum(output.bands * output.dtype.itemsize for output in plan.outputs)
     return int(tile.width * max(inputs, outputs))
 

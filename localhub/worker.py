@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from localhub.archive import ArchiveSource, Scene
-from localhub.engine import Evalscript, Plan, Setup
+from localhub.engine import Evalscript, Plan
 from localhub.errors import RequestFailed
 from localhub.faults import TileFault, first_of
 from localhub.objectstore import Access, Bucket
@@ -147,7 +147,7 @@ def _evaluated(task: FeatureTask, script: Evalscript, plan: Plan, scenes: Sequen
     with stack:
         render(script, plan, scenes, task.tile, processing, task.block_bytes, stack.write)
     files = _files(task, stack, script.user_data(), folder)
-    return _delivered(task, files, Outcome(None, delivered=True, cost_pu=_cost(task, script.setup, plan)))
+    return _delivered(task, files, Outcome(None, delivered=True, cost_pu=_cost(task, plan)))
 
 
 def _without_data(task: FeatureTask, script: Evalscript, plan: Plan, folder: Path) -> Outcome:
@@ -200,6 +200,6 @@ def _spoilt(files: Sequence[ResultFile], faults: Sequence[TileFault]) -> list[Re
     return [file for file in files if not first_of("missing", faults, file.output)]
 
 
-def _cost(task: FeatureTask, setup: Setup, plan: Plan) -> float:
+def _cost(task: FeatureTask, plan: Plan) -> float:
     is_float = any(output.sample_type == "FLOAT32" for output in plan.outputs)
-    return feature_cost(task.tile, setup.bands, float_output=is_float, samples=len(plan.samples))
+    return feature_cost(task.tile, plan.bands[0], float_output=is_float, samples=len(plan.samples[0]))

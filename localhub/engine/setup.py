@@ -103,7 +103,7 @@ class Setup:
 
     def _key(self, declared: Input, position: int, keys: Sequence[str], *, alone: bool) -> str:
         named = declared.datasource
-        if named in keys:
+        if named is not None and named in keys:
             return named
         if len(keys) == 1 and (named is None or (alone and len({entry.datasource for entry in self.inputs}) == 1)):
             return keys[0]
