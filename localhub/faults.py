@@ -102,7 +102,8 @@ class Faults(_Model):
     database: DatabaseFault = DatabaseFault()
     """Of the execution database."""
     hidden_from_get_seconds: float = Field(default=0, ge=0)
-    """So long after its creation a request is answered with 404."""
+    """So long after its creation a request is answered with 404, whether it is got, updated, analysed, started or
+    stopped."""
     hidden_from_list_seconds: float = Field(default=0, ge=0)
     """So long after its creation a request is absent from the list."""
     tile_seconds: float = Field(default=0, ge=0)
