@@ -13,11 +13,13 @@ from rasterio.windows import Window
 
 from localhub.archive import Archive, ArchiveSource
 from localhub.errors import RequestFailed
-from localhub.objectstore import Access
+from localhub.faults import TileFault
+from localhub.objectstore import Access, Bucket
 from localhub.payload import Processing, parse_create_request
 from localhub.render import read_samples
+from localhub.results import kept, upload
 from localhub.seaweed import SeaweedFS
-from localhub.worker import FeatureTask, Outcome, process_feature
+from localhub.worker import FaultOnDemand, FeatureTask, Outcome, process_feature
 from tasks.grid import Tile, lonlat_outline
 from tests.localhub.batch_requests import RED, access, process_request
 
@@ -149,3 +151,55 @@ def test_a_feature_without_scenes_delivers_zeros_or_nothing(
         assert s3_files.cat_file(f"{bucket}/t/userdata.json") == b"{}"
     else:
         assert s3_files.find(bucket) == []
+
+
+def test_a_fault_of_one_output_leaves_the_others_whole(
+    archive: Archive, s3: SeaweedFS, s3_files: s3fs.S3FileSystem, bucket: str, tmp_path: Path
+) -> None:
+    good = feature_task(archive, s3, bucket, tmp_path / "scratch", 2020)
+    sound = process_feature(good)
+    whole = {name: s3_files.cat_file(f"{bucket}/t/{name}") for name in ("default.tif", "userdata.json")}
+    s3_files.rm(f"{bucket}/t", recursive=True)
+
+    broken = (TileFault(kind="truncated", output="def*"), TileFault(kind="missing", output="user*"))
+    assert process_feature(replace(good, faults=broken)) == sound
+    assert s3_files.cat_file(f"{bucket}/t/default.tif") == whole["default.tif"][: len(whole["default.tif"]) // 2]
+    assert not s3_files.exists(f"{bucket}/t/userdata.json")
+
+
+@pytest.mark.parametrize("seconds", [7.0, None])
+def test_files_of_a_late_tile_are_kept_whole_and_those_of_one_that_never_comes_are_not(
+    archive: Archive,
+    s3: SeaweedFS,
+    s3_files: s3fs.S3FileSystem,
+    bucket: str,
+    tmp_path: Path,
+    values: NDArray[np.uint16],
+    seconds: float | None,
+) -> None:
+    late = (TileFault(kind="undelivered", seconds=seconds),)
+    task = feature_task(archive, s3, bucket, tmp_path / "scratch", 2020, faults=late)
+    for _ in range(2):  # again, as after a crash
+        outcome = process_feature(task)
+        assert (outcome.error, outcome.delivered, outcome.late_seconds) == (None, False, seconds)
+        assert s3_files.find(bucket) == []
+        assert not list(task.scratch.iterdir())
+    assert outcome.cost_pu > 0
+    assert task.kept.exists() == (seconds is not None)
+    if seconds is not None:
+        upload(kept(task.kept), Bucket(bucket, task.access))
+        np.testing.assert_array_equal(read_delivered(s3_files, bucket), mosaic(values, (0, 1, 2, 3)))
+        assert s3_files.cat_file(f"{bucket}/t/userdata.json") == b"{}"
+
+
+@pytest.mark.parametrize(("times", "tries", "fails"), [(None, 99, True), (2, 0, True), (2, 1, True), (2, 2, False)])
+def test_a_fatal_fault_fails_so_many_tries(
+    archive: Archive, s3: SeaweedFS, bucket: str, tmp_path: Path, times: int | None, tries: int, fails: bool
+) -> None:
+    fatal = (TileFault(kind="fatal", times=times),)
+    task = feature_task(archive, s3, bucket, tmp_path / "scratch", 2019, faults=fatal, tries=tries)
+    if fails:
+        with pytest.raises(FaultOnDemand, match="Tile t fails on demand"):
+            process_feature(task)
+    else:
+        assert process_feature(task).error == "No data"
