@@ -38,11 +38,11 @@ class RasterStack:
     """The rasters of one feature while they are computed, one uncompressed file for each output below `folder`."""
 
     def __init__(self, folder: Path, tile: Tile, outputs: Iterable[Output]) -> None:
-        self._outputs = {output.id: output for output in outputs}
-        self._paths = {name: folder / f"{number}.tif" for number, name in enumerate(self._outputs)}
+        self.outputs: Mapping[str, Output] = {output.id: output for output in outputs}
+        self._paths = {name: folder / f"{number}.tif" for number, name in enumerate(self.outputs)}
         self._width = tile.width
         self._files: dict[str, DatasetWriter] = {}
-        for name, output in self._outputs.items():
+        for name, output in self.outputs.items():
             self._files[name] = rasterio.open(
                 self._paths[name],
                 "w",
@@ -97,12 +97,12 @@ class RasterStack:
 
     def export(self, cog: CogParameters | None) -> dict[str, Path]:
         """Return the path of each output's final file: a GeoTIFF, or a cloud optimised one by `cog`. Close first."""
-        return {name: self._exported(name, cog) for name in self._outputs}
+        return {name: self._exported(name, cog) for name in self.outputs}
 
     def _exported(self, name: str, cog: CogParameters | None) -> Path:
         source = self._paths[name]
         target = source.with_suffix(".final.tif")
-        predictor = 3 if self._outputs[name].sample_type == "FLOAT32" else 2
+        predictor = 3 if self.outputs[name].sample_type == "FLOAT32" else 2
         if cog is None:
             copy(source, target, driver="GTiff", COMPRESS="DEFLATE", PREDICTOR=predictor, BIGTIFF="IF_SAFER")
         else:

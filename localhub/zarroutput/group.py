@@ -75,9 +75,11 @@ class ZarrGroup:
         """Write a tile's chunks below `folder`, but for those that hold the fill value only. Close the stack first.
 
         Raises:
-            EvalscriptError: an output has more bands than one.
+            EvalscriptError: an output has not one band, which a script may decide as late as here.
             StoreError: the group cannot be read.
         """
+        for layout in self.layouts:
+            check_output(stack.outputs[layout.name], layout)
         origin = (self._first_coordinate("x"), self._first_coordinate("y"))
         first = first_pixel(origin, tile, bottom_left=self.output.bottom_left)
         return [

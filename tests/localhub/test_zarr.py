@@ -267,6 +267,15 @@ def test_the_chunks_of_tiles_make_up_what_their_rasters_hold(
     assert {Path(key).name for key in s3_files.find(f"{bucket}/6f1c7d5e/red")} - {".zarray", ".zattrs"} == written
 
 
+def test_a_script_that_makes_more_bands_than_it_declared_fails_its_feature(
+    s3: SeaweedFS, bucket: str, tmp_path: Path
+) -> None:
+    with RasterStack(tmp_path, tile("a", 0, 0), [Output("red", 2, "UINT16", None)]) as stack:
+        stack.write_zeros()
+    with pytest.raises(EvalscriptError, match="Output 'red' has 2 bands"):
+        group_in(s3, f"s3://{bucket}").chunk_files(tile("a", 0, 0), stack, tmp_path)
+
+
 # ---- the service ----
 
 CLOUDLESS = """//VERSION=3
