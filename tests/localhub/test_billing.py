@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,11 @@ import shapely
 from rasterio.profiles import Profile
 from sentinelhub import BatchProcessClient, BatchProcessRequest
 
+from localhub.jobs import Job
 from localhub.seaweed import SeaweedFS
 from localhub.server import LocalHub
+from localhub.store import Feature, Store
+from tasks.grid import Tile
 from tests.localhub.batch_requests import RED, SLOW, access, process_request, wait_for
 from tests.localhub.conftest import upload_grid
 from tests.localhub.watching import (
@@ -223,3 +228,31 @@ def test_the_service_stops_a_job_after_so_many_tiles_of_each_start_on_demand(
         assert [len(names) for names in states(s3_files, f"{bucket}/o", request)] == [4, 2]
         client.start_job(request)
         assert wait_for(client, request).status.value == "DONE"
+
+
+def test_a_tile_is_recorded_and_charged_together_or_not_at_all(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.open_accounts(["somebody"], 1000.0)
+    account = store.account("somebody")
+    assert account is not None
+    now = datetime.now(UTC)
+    job = Job("a-job", account.account_id, {}, now, now)
+    place = Tile("t", 32633, (0.0, 0.0, 10.0, 10.0), 1, 1)
+    tiles = [Feature(number, place, begun=True, cost_pu=0.0) for number in (1, 2, 3)]
+    store.add(job, {})
+    store.set_features(job.id, tiles)
+
+    store.end_feature(job, replace(tiles[0], status="DONE", cost_pu=90.0))
+    assert store.balance(account.account_id) == 900
+    with pytest.raises(AttributeError):  # fails after the charge, as a crash would
+        store.end_feature(job, replace(tiles[1], status="DONE", cost_pu=90.0), due="broken")  # type: ignore[arg-type]
+    assert [feature.status for feature in store.features(job.id)] == ["DONE", "PENDING", "PENDING"]
+    assert store.balance(account.account_id) == 900
+
+    for _ in range(2):  # a repeat replaces what it repeats
+        store.end_feature(job, replace(tiles[1], status="DONE", cost_pu=90.0))
+        assert store.balance(account.account_id) == pytest.approx(820)
+    store.end_feature(job, replace(tiles[2], status="FATAL"))
+    assert store.balance(account.account_id) == pytest.approx(820)
+    assert store.progress(job.id).billed_pu == pytest.approx(180)
+    store.close()
