@@ -15,7 +15,7 @@ DEFAULT: Final[Compressor] = MappingProxyType(
     {"id": "blosc", "cname": "lz4", "clevel": 5, "shuffle": 1, "blocksize": 0}
 )
 """OpenAPI description, `BatchV2ZarrOutputArrayParameters.compressor`."""
-_OFFERED = frozenset({"blosc", "bz2", "gzip", "lz4", "zlib", "zstd"})
+_OFFERED = ("blosc", "bz2", "gzip", "lz4", "zlib", "zstd")
 
 
 def completed(config: Compressor) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def completed(config: Compressor) -> dict[str, Any]:
     """
     name = config.get("id")
     if name not in _OFFERED:
-        raise ValueError(f"compressor {name!r} is not offered; choose one of {', '.join(sorted(_OFFERED))}")
+        raise ValueError(f"compressor {name!r} is not offered; choose one of {', '.join(_OFFERED)}")
     try:
         codec = get_codec(dict(config))
         codec.encode(bytes(16))

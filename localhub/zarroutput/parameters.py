@@ -146,7 +146,7 @@ def _is_representable(dtype: str, value: FillValue) -> bool:
     if "f" in dtype:
         return abs(value) <= float(np.finfo(dtype).max)
     limits = np.iinfo(dtype)
-    return math.isfinite(value) and value == math.floor(value) and limits.min <= value <= limits.max
+    return limits.min <= value <= limits.max and value == math.floor(value)
 
 
 def group_template(url: str) -> Template:

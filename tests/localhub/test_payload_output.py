@@ -121,7 +121,16 @@ def test_a_fill_value_is_stored_in_the_arrays_type(dtype: str, value: Any, store
 
 @pytest.mark.parametrize(
     ("dtype", "value"),
-    [("|u1", 256), ("|u1", -1), ("|i1", 128), ("<u2", 0.5), ("<i2", 40000), ("<u2", "NaN"), ("<f4", 1e39)],
+    [
+        ("|u1", 256),
+        ("|u1", -1),
+        ("|i1", 128),
+        ("<u2", 0.5),
+        ("<i2", 40000),
+        ("<u2", "NaN"),
+        ("<f4", 1e39),
+        ("<i2", 10**400),
+    ],
 )
 def test_a_fill_value_that_the_type_cannot_store_is_refused(dtype: str, value: Any) -> None:
     message = refusal(payload(array(dtype=dtype, fill_value=value)))
@@ -151,6 +160,7 @@ def test_a_fill_value_that_the_type_cannot_store_is_refused(dtype: str, value: A
         (array(order=None), "array 'band08' lacks order"),
         (array(compressor={"id": "pickle"}), "compressor 'pickle' is not offered; choose one of blosc, bz2, gzip"),
         (array(compressor={}), "compressor None is not offered"),
+        (array(compressor={"id": ["blosc"]}), "compressor ['blosc'] is not offered"),
         (array(compressor={"id": "blosc", "cname": "lz5"}), "compressor 'blosc' does not work with these parameters"),
         (array(compressor={"id": "zlib", "level": 99}), "compressor 'zlib' does not work with these parameters"),
         (array(compressor={"id": "zlib", "speed": 1}), "compressor 'zlib' does not work with these parameters"),
