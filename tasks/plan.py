@@ -21,7 +21,7 @@ from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
 
 from tasks.errors import InvalidInput
-from tasks.grid import Tile, tiles_of_geopackage, tiles_of_grid
+from tasks.grid import GRIDS, Tile, tiles_of_geopackage, tiles_of_grid
 from tasks.ledger import TileRecord, TileState
 
 LONLAT = 4326
@@ -147,6 +147,16 @@ class Tiling(BaseModel):
         "width and height. The area, when given, selects among them.",
         examples=["my_tiles.gpkg"],
     )
+
+    @field_validator("grid", mode="before")
+    @classmethod
+    def _names_its_tiles(cls, value: object) -> object:
+        if isinstance(value, int) and value in GRIDS and value > 2:
+            raise ValueError(
+                f"tiling grid {value} cannot be followed tile by tile: the service does not publish how it names the "
+                "tiles; choose 0, 1 or 2, or give a GeoPackage with tiles of your own, in any CRS"
+            )
+        return value
 
 
 @dataclass(frozen=True, slots=True)

@@ -247,7 +247,7 @@ def _pixels(where: str, row: _Row, defaults: RasterSize, bounds: Bounds) -> tupl
     elif size.resolution is not None:
         width, height = (max(round((bounds[2 + axis] - bounds[axis]) / size.resolution), 1) for axis in (0, 1))
     else:
-        raise ValueError(f"A feature must have width and height, or a resolution, or defaults; {where} has neither.")
+        raise ValueError(f"A feature must have width and height, or a resolution; {where} has neither.")
     if not (1 <= width <= MAX_PIXELS and 1 <= height <= MAX_PIXELS):
         raise ValueError(f"A raster may have 1 to {MAX_PIXELS} pixels a side; {where} has {width} x {height}.")
     return width, height

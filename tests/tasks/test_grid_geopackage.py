@@ -266,7 +266,7 @@ def test_the_size_of_a_raster_is_rounded_and_at_least_a_pixel(tmp_path: Path) ->
 @pytest.mark.parametrize("columns", [{}, {"width": [10]}, {"resolution": [None]}, {"width": [None], "height": [9]}])
 def test_a_feature_must_have_width_and_height_or_a_resolution(tmp_path: Path, columns: dict[str, list[Any]]) -> None:
     path = written(tmp_path, frame(identifier=["a"], **columns))
-    check_refused(path, r"width and height, or a resolution, or defaults; 't' feature 1 \('a'\) has neither\.")
+    check_refused(path, r"width and height, or a resolution; 't' feature 1 \('a'\) has neither\.")
 
 
 @pytest.mark.parametrize(

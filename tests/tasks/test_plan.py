@@ -198,7 +198,15 @@ def test_tiles_of_a_grid_are_whole_and_sorted() -> None:
 
 def test_an_unknown_grid_is_refused() -> None:
     with pytest.raises(ValidationError, match="Input should be 0, 1 or 2"):
-        Tiling.model_validate({"grid": 7})
+        Tiling.model_validate({"grid": 4})
+
+
+@pytest.mark.parametrize("grid", [3, 6, 7])
+def test_a_grid_whose_tile_names_are_not_published_is_refused_with_the_reason(grid: int) -> None:
+    with pytest.raises(
+        ValidationError, match=f"tiling grid {grid} cannot be followed tile by tile: .* choose 0, 1 or 2"
+    ):
+        Tiling.model_validate({"grid": grid})
 
 
 def test_a_resolution_that_the_grid_lacks_is_refused() -> None:
@@ -258,7 +266,7 @@ def test_a_geopackage_that_cannot_be_read_is_named(tmp_path: Path, name: str) ->
 
 def test_a_geopackage_that_breaks_a_rule_is_told_which(tmp_path: Path) -> None:
     path = write(gpd.GeoDataFrame({"identifier": ["a"]}, geometry=[SQUARE], crs=4326), tmp_path)
-    with pytest.raises(InvalidInput, match="must have 'width' and 'height', or 'resolution'"):
+    with pytest.raises(InvalidInput, match="must have width and height, or a resolution; 'area' feature 1"):
         plan_tiles(Tiling(geopackage=path), None)
 
 
