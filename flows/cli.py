@@ -73,21 +73,45 @@ def localhub(
     ] = None,
     port: Annotated[int, typer.Option(help="Port of localhub; 0 takes a free one.")] = 8484,
     s3_port: Annotated[int, typer.Option(help="Port of the S3 server; 0 takes a free one.")] = 8333,
+    provider: Annotated[
+        str | None,
+        typer.Option(
+            help="Whose deployment to be: aws has cloud masks and IAM roles, cdse has neither.", metavar="NAME"
+        ),
+    ] = None,
+    account_pu: Annotated[
+        float | None, typer.Option(help="Processing units of a new account; endless by default.")
+    ] = None,
+    faults: Annotated[
+        Path | None,
+        typer.Option(
+            help="YAML or JSON file of what goes wrong: api, tiles, database, tile_seconds; see localhub/README.md."
+        ),
+    ] = None,
+    settings: Annotated[
+        Path | None,
+        typer.Option(help="YAML or JSON file of any other setting: workers, restart_seconds, token_seconds, ..."),
+    ] = None,
 ) -> None:
-    """Serve the stand-in for Sentinel Hub and an S3 server, until Ctrl-C."""
-    from flows.demo import servers
+    """Serve the stand-in for Sentinel Hub and an S3 server, until Ctrl-C.
+
+    Both listen on this machine only. A page for people is at the address that is printed.
+    """
+    from flows.demo import read_settings, servers
     from flows.terminal import watched
     from localhub.server import ServerError
     from tasks.service import LOCALHUB_CLIENT
     from tasks.storage import LOCALHUB_S3_KEYS
 
+    chosen = read_settings(settings, faults, provider=provider, account_pu=account_pu)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    with watched() as console, servers(folder, archive, port=port, s3_port=s3_port) as local:
+    with watched() as console, servers(folder, archive, port=port, s3_port=s3_port, chosen=chosen) as local:
         lines = (
             f"Sentinel Hub stand-in  {local.base_url}  client id and secret: {', '.join(LOCALHUB_CLIENT)}",
             f"S3                     {local.endpoint_url}  access key and secret: {', '.join(LOCALHUB_S3_KEYS)}",
+            f"Page                   {local.base_url}/  (sign in with client id and secret)",
             "The flow's default parameters use both. Ctrl-C stops them; their data stays.",
         )
         console.print("\n".join(lines), highlight=False, soft_wrap=True)

@@ -4,14 +4,17 @@ The only place that starts servers. What they keep lies in one folder, so that a
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from types import MappingProxyType
+from typing import Any, cast
 
 import s3fs
+import yaml
+from pydantic import ValidationError
 
 from flows.conclusion import Summary
 from flows.land_cover import land_cover
@@ -29,6 +32,7 @@ from tasks.storage import LOCALHUB_S3_KEYS
 BUCKET = "eopatch-flow"
 """The bucket of the default parameters."""
 SAMPLE = "sample"
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 PREPARATION = "Sample scenes"
 SERVERS = "Servers"
 
@@ -49,7 +53,9 @@ class Servers:
 
 
 @contextmanager
-def servers(folder: Path, archive: Path | None = None, *, port: int = 0, s3_port: int = 0) -> Iterator[Servers]:
+def servers(
+    folder: Path, archive: Path | None = None, *, port: int = 0, s3_port: int = 0, chosen: Mapping[str, Any] = NOTHING
+) -> Iterator[Servers]:
     """Run an S3 server and localhub for as long as the context lasts.
 
     Args:
@@ -57,10 +63,14 @@ def servers(folder: Path, archive: Path | None = None, *, port: int = 0, s3_port
         archive: folder with STAC items and rasters; None makes the synthetic sample and uploads its polygons.
         port: of localhub; 0 takes a free one.
         s3_port: of the S3 server; 0 takes a free one.
+        chosen: other settings of localhub, as `read_settings` gives them.
+
+    Raises:
+        InvalidInput: a setting cannot be used.
     """
     folder.mkdir(parents=True, exist_ok=True)
     store = SeaweedFS(folder / "s3", *LOCALHUB_S3_KEYS, port=s3_port)
-    hub = LocalHub(_settings(folder, _archive(folder, archive), store, port))
+    hub = LocalHub(_settings(folder, _archive(folder, archive), store, port, chosen))
     with ExitStack() as running:
         with ThreadPoolExecutor(1) as meanwhile:
             started = meanwhile.submit(lambda: [running.enter_context(server) for server in (store, hub)])
@@ -114,18 +124,49 @@ def _sample(folder: Path) -> Path:
     return info.reference
 
 
-def _settings(folder: Path, archive: Path, store: SeaweedFS, port: int) -> Settings:
+def read_settings(settings: Path | None, faults: Path | None, **given: object) -> dict[str, Any]:
+    """Return the settings of localhub that files and options choose; an option that is None chooses nothing.
+
+    Raises:
+        InvalidInput: a file cannot be read, or holds no mapping.
+    """
+    chosen = _mapping(settings) if settings else {}
+    if faults:
+        chosen["faults"] = _mapping(faults)
+    return chosen | {name: value for name, value in given.items() if value is not None}
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InvalidInput(f"{path} cannot be read as YAML or JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise InvalidInput(f"{path} holds a {type(content).__name__}; give names and values of settings.")
+    return content
+
+
+def _settings(folder: Path, archive: Path, store: SeaweedFS, port: int, chosen: Mapping[str, Any]) -> Settings:
     client_id, client_secret = LOCALHUB_CLIENT
-    return Settings(
-        data_dir=folder / "localhub",
-        archive=archive,
-        port=port,
-        s3_endpoint_url=store.endpoint_url,
-        s3_access_key=store.access_key,
-        s3_secret_key=store.secret_key,
-        client_id=client_id,
-        client_secret=client_secret,
-    )
+    ours = {
+        "data_dir": folder / "localhub",
+        "archive": archive,
+        "port": port,
+        "s3_endpoint_url": store.endpoint_url,
+        "s3_access_key": store.access_key,
+        "s3_secret_key": store.secret_key,
+        "client_id": client_id,
+        "client_secret": client_secret,
+    }
+    if taken := sorted(ours.keys() & chosen.keys()):
+        raise InvalidInput(f"The settings {', '.join(taken)} belong to the servers that start here; leave them out.")
+    try:
+        return Settings.model_validate(ours | dict(chosen))
+    except ValidationError as error:
+        notes = (
+            f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False, include_url=False)
+        )
+        raise InvalidInput("A setting of localhub cannot be used. " + "; ".join(notes)) from error
 
 
 def _fill_bucket(store: SeaweedFS, polygons: Path | None) -> None:

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from localhub.api import admin, batch, catalog, grids, oauth, page, process
+from localhub.api import admin, batch, catalog, docs, grids, oauth, page, process
 from localhub.api.common import Service, within_rate
 from localhub.api.disturbance import Disturbance
 from localhub.errors import ApiError, bad_payload, code_of
@@ -52,6 +52,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_api_route("/health", _health)
     app.include_router(oauth.router())
     app.include_router(page.router())
+    app.include_router(docs.router())
     app.include_router(admin.router())
     for prefix in BATCH_PREFIXES:
         for routes in (batch.router(), grids.router()):

@@ -92,6 +92,43 @@ def test_a_plan_and_a_run_from_an_empty_folder(parameters: LandCover, tmp_path: 
     assert list(folder.iterdir()) == []
 
 
+def test_the_help_of_localhub_names_its_options():
+    answer = call("localhub", "--help")
+    assert answer.returncode == 0
+    for option in (
+        "--folder",
+        "--archive",
+        "--port",
+        "--s3-port",
+        "--provider",
+        "--account-pu",
+        "--faults",
+        "--settings",
+    ):
+        assert option in answer.stdout
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("provider: gcp", "provider: Input should be 'aws' or 'cdse'"),
+        ("faults: {tiles: [{kind: lost}]}", "faults.tiles.0.kind: Input should be 'fatal'"),
+        ("port: 80", "The settings port belong to the servers that start here"),
+        ("[1, 2]", "holds a list; give names and values of settings"),
+        ("{", "cannot be read as YAML or JSON"),
+    ],
+)
+def test_a_setting_of_localhub_that_cannot_be_used_is_told_in_a_sentence(content: str, reason: str, tmp_path: Path):
+    file = tmp_path / "settings.yaml"
+    file.write_text(content)
+    answer = call(
+        "localhub", "--folder", str(tmp_path / "hub"), "--port", "0", "--s3-port", "0", "--settings", str(file)
+    )
+    assert answer.returncode == 1
+    assert reason in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
 def test_localhub_serves_an_archive_until_it_is_told_to_stop(small_sample: SampleInfo, tmp_path: Path):
     arguments = ["localhub", "--folder", tmp_path, "--archive", small_sample.folder, "--port", "0", "--s3-port", "0"]
     with subprocess.Popen([PROGRAM, *arguments], stdout=subprocess.PIPE, text=True) as process:
