@@ -49,6 +49,14 @@ _TYPES = frozenset({"tiling-grid", "geopackage", "raster", "zarr"})
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, alias_generator=to_camel, extra="ignore")
 
+    @field_validator("*")
+    @classmethod
+    def _is_not_null(cls, value: object) -> object:
+        """Refuse null, which no field of the description may be; None stands for an absent field here."""
+        if value is None:
+            raise ValueError("null is not a value of this field; give one, or leave the field out")
+        return value
+
 
 class Bounds(_Model):
     """Area of interest: a geometry or, without one, a box of two opposite corners; x (easting, longitude) first."""
@@ -87,12 +95,15 @@ class Bounds(_Model):
 
 
 def _polygon(geojson: dict[str, Any]) -> BaseGeometry:
-    if geojson.get("type") not in {"Polygon", "MultiPolygon"}:
+    if geojson.get("type") not in ("Polygon", "MultiPolygon"):  # any JSON value, not hashable ones only
         raise ValueError(f"the geometry is a {geojson.get('type')}; give a GeoJSON Polygon or MultiPolygon")
     try:
-        return shapely.from_geojson(json.dumps(geojson))
+        polygon = shapely.from_geojson(json.dumps(geojson))
     except shapely.errors.GEOSException as error:
         raise ValueError(f"the geometry is not GeoJSON: {error}") from error
+    if polygon.has_z:
+        raise ValueError("the geometry has heights; give x and y (longitude and latitude) only")
+    return polygon
 
 
 class TimeRange(_Model):
@@ -128,6 +139,8 @@ class Processing(_Model):
 
     upsampling: ResamplingName = "NEAREST"
     downsampling: ResamplingName = "NEAREST"
+    harmonize_values: bool = True
+    """Has no effect: the archive's values are taken as harmonised."""
 
 
 class Data(_Model):
@@ -163,7 +176,7 @@ class Response(_Model):
     """One output that is delivered: a file for each feature, or an array of all of them."""
 
     identifier: str = "default"
-    format: Format = Format(type="image/tiff")
+    format: Format
 
     @model_validator(mode="after")
     def _json_is_userdata(self) -> Self:
@@ -174,10 +187,13 @@ class Response(_Model):
         return self
 
 
+_DEFAULT_RESPONSES = (Response(format=Format(type="image/tiff")),)
+
+
 class ProcessOutput(_Model):
     """The responses; without any, the output `default` as a TIFF."""
 
-    responses: tuple[Response, ...] = ()
+    responses: tuple[Response, ...] = _DEFAULT_RESPONSES
 
     @field_validator("responses")
     @classmethod
@@ -185,14 +201,14 @@ class ProcessOutput(_Model):
         names = [response.identifier for response in value]
         if len(set(names)) < len(names):
             raise ValueError(f"response identifiers repeat: {', '.join(names)}; give each one once")
-        return value or (Response(),)
+        return value or _DEFAULT_RESPONSES
 
 
 class ProcessRequest(_Model):
     """What is computed."""
 
     input: Input
-    output: ProcessOutput = ProcessOutput(responses=(Response(),))
+    output: ProcessOutput
     evalscript: str
 
     @field_validator("evalscript")
@@ -348,6 +364,8 @@ class CreateRequest(_Model):
     input: Annotated[TilingGridInput | GeoPackageInput, Field(discriminator="type")]
     output: Annotated[RasterOutput | ZarrOutput, Field(discriminator="type")]
     description: str | None = None
+    instance_type: Literal["normal", "large"] = "normal"
+    """Has no effect: the size of the service's machines, which one provider documents."""
 
     @property
     def template(self) -> Template:

@@ -138,7 +138,7 @@ def _get(task_id: str, account: Asking, service: Served) -> dict[str, Any]:
 
 def _update(task_id: str, payload: Payload, account: Asking, service: Served) -> dict[str, Any]:
     description = payload.get("description")
-    if description is not None and not isinstance(description, str):
+    if "description" in payload and not isinstance(description, str):
         raise bad_payload("description must be a string.", {"description": "must be a string"})
     _own_job(task_id, account, service)
     return service.store.change(task_id, lambda job: jobs.described(job, description, now())).request

@@ -120,8 +120,15 @@ async def _multipart_payload(request: Request) -> dict[str, Any]:
     evalscript = await _part(form.get("evalscript"))
     process_request = payload.get("processRequest", payload)  # of a batch request, or the whole of the Process API's
     if evalscript and isinstance(process_request, dict):
-        process_request["evalscript"] = evalscript.decode()
+        process_request["evalscript"] = _text(evalscript)
     return payload
+
+
+def _text(script: bytes) -> str:
+    try:
+        return script.decode()
+    except UnicodeDecodeError as error:
+        raise bad_payload(f"The part evalscript is not UTF-8: {error}") from error
 
 
 async def _part(value: UploadFile | str | None) -> bytes:
@@ -131,8 +138,11 @@ async def _part(value: UploadFile | str | None) -> bytes:
 def _json_object(body: bytes) -> dict[str, Any]:
     try:
         payload = json.loads(body, parse_constant=_refuse_constant)
-    except ValueError as error:  # malformed JSON or UTF-8
-        raise bad_payload(f"The body is not JSON: {error}") from error
+        json.dumps(
+            payload, allow_nan=False, ensure_ascii=False
+        ).encode()  # numbers and characters that no answer can hold
+    except (ValueError, RecursionError) as error:  # malformed JSON or UTF-8, half a surrogate pair, 1e999
+        raise bad_payload(f"The body is not JSON that can be read and written again: {error}") from error
     if not isinstance(payload, dict):
         raise bad_payload(f"The body must be a JSON object, not a {type(payload).__name__}.")
     return payload

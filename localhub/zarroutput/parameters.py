@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from localhub.delivery import Template, is_file_name, parse_s3_url
 from localhub.zarroutput.compression import DEFAULT, Compressor, completed
@@ -37,6 +37,14 @@ _HELD: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
 
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+    @field_validator("*")
+    @classmethod
+    def _is_not_null(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse null, but for a compressor, where the Zarr specification gives it a meaning."""
+        if value is None and info.field_name != "compressor":
+            raise ValueError("null is not a value of this field; give one, or leave the field out")
+        return value
 
 
 Length = Annotated[int, Field(gt=0)]
