@@ -87,7 +87,8 @@ class DatabaseFault(_Model):
     """Where it is put: where the delivery's path ends before its first placeholder, in a folder of the request's id
     below that, or at the top of the bucket. The documentation's pages differ in this."""
     torn_uploads: int = Field(default=0, ge=0)
-    """So many uploads at the beginning hold the first half of the file, as if caught in the middle."""
+    """So many uploads at the beginning hold the first half of the file, as if caught in the middle; the next one mends
+    it, within a second. A restart of localhub is another beginning."""
     stale_seconds: float = Field(default=0, ge=0)
     """The copy in the bucket shows what was true so many seconds ago, also after the job has ended."""
 
@@ -109,7 +110,8 @@ class Faults(_Model):
     tile_seconds: float = Field(default=0, ge=0)
     """A job's tiles end one by one, at least so many seconds apart."""
     out_of_pu_after_tiles: int | None = Field(default=None, ge=0)
-    """A job is STOPPED with OUT_OF_PU when so many of its tiles have been processed since it was started."""
+    """A job is STOPPED with OUT_OF_PU when so many of its tiles have been processed since it was started. A restart of
+    localhub counts as a start."""
     unhealthy_after_tiles: int | None = Field(default=None, ge=0)
     """A job is STOPPED with UNHEALTHY when so many of its tiles have been processed since it was started."""
 
