@@ -25,7 +25,7 @@ def _list_grids(request: Request) -> dict[str, Any]:
 
 
 def _get_grid(grid_id: str) -> dict[str, Any]:
-    grid = GRIDS.get(int(grid_id)) if grid_id.isdecimal() and grid_id.isascii() else None
+    grid = next((grid for grid in GRIDS.values() if str(grid.id) == grid_id), None)
     if grid is None:
         raise bad_payload(f"Tiling grid {grid_id} is not known; choose one of {known_grids()}.")
     return _grid_view(grid)

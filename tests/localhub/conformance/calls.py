@@ -45,6 +45,7 @@ COG_PARAMETERS = {
     "usePredictor": False,
 }
 ARRAY = {"dtype": "<u2", "order": "C", "chunks": [1, 100, 100], "fill_value": 65535, "compressor": {"id": "zlib"}}
+FLOATS = {**ARRAY, "dtype": "<f4", "fill_value": "NaN", "compressor": None}
 
 
 @dataclass(frozen=True)
@@ -119,18 +120,22 @@ def _create_collection(caller: Caller) -> None:
 
 
 def _create_zarr(caller: Caller) -> None:
-    """Send the payload of zarr output, whatever the answer is."""
-    client, request = caller.client, caller.process_request(RED, CLEAR_SUMMER, bbox=CORNERS)
-    payload = request.download_list[0].post_values
+    """Order arrays with every parameter, and with what Zarr has beside the description."""
+    _create_arrays(caller, ARRAY, {**ARRAY, "customAttributes": {"units": "1"}})
+    _create_arrays(caller, FLOATS, {"customAttributes": {"units": "1"}})
+
+
+def _create_arrays(caller: Caller, parameters: dict[str, Any], override: dict[str, Any]) -> None:
+    client = caller.client
+    payload = caller.process_request(RED, CLEAR_SUMMER, bbox=CORNERS).download_list[0].post_values
     payload["output"]["responses"] = [{"identifier": "default", "format": {"type": "zarr/array"}}]
     output = client.zarr_output(
         caller.with_keys("zarr/<requestId>"),
         group={"zarr_format": 2, "coordinates": {"origin": "topLeft"}, "customAttributes": {"title": "Red"}},
-        array_parameters=ARRAY,
-        array_overrides={"default": {**ARRAY, "customAttributes": {"units": "1"}}},
+        array_parameters=parameters,
+        array_overrides={"default": override},
     )
-    with contextlib.suppress(DownloadFailedException):
-        client.create(payload, client.tiling_grid_input(7, 10), output)
+    client.create(payload, client.tiling_grid_input(7, 10), output)
 
 
 def _iter_requests(caller: Caller) -> None:
