@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 from fastapi import Depends, Request
 from starlette.datastructures import UploadFile
 
+from localhub.api.schemes import ByClient, ByToken
 from localhub.auth import Account, basic_credentials, bearer_account, is_client, unauthorized
 from localhub.errors import ApiError, RateLimitExceeded, bad_payload
 from localhub.faults import FaultBook
@@ -48,7 +49,7 @@ def service_of(request: Request) -> Service:
 Served = Annotated[Service, Depends(service_of)]
 
 
-def asking_account(request: Request, service: Served) -> Account:
+def asking_account(request: Request, service: Served, _token: ByToken = None) -> Account:
     """Return the account whose token a request carries; raise the API's 401 without one."""
     not_before = service.store.tokens_not_before()
     return bearer_account(request.headers.get("authorization"), service.signing_key, not_before=not_before)
@@ -73,7 +74,7 @@ def client_account(service: Service, client_id: str, secret: str) -> Account | N
     return service.store.account(client_id) if is_client(client_id, secret, service.settings.clients) else None
 
 
-def operator(request: Request, service: Served) -> Account:
+def operator(request: Request, service: Served, _token: ByToken = None, _client: ByClient = None) -> Account:
     """Return the account of a person or program that looks at localhub itself: its page and its admin routes.
 
     A bearer token is as good as HTTP Basic with client id and secret, which browsers ask for. A browser sends those by
