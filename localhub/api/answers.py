@@ -247,13 +247,13 @@ class SearchBody(_SnakeModel):
 
     collections: list[str] = Field(min_length=1, max_length=1)
     datetime_: str = Field(
-        alias="datetime", description="A time, or an interval that may be open: `2020-06-01T00:00:00Z/..`."
+        alias="datetime", description="A time, or an interval that may be open: 2020-06-01T00:00:00Z/.."
     )
     bbox: list[float] | None = Field(
         default=None, min_length=4, max_length=4, description="West, south, east, north; degrees."
     )
-    intersects: dict[str, Any] | None = Field(default=None, description="GeoJSON geometry, in place of `bbox`.")
-    ids: list[str] | None = Field(default=None, description="Items; `datetime` may be absent then.")
+    intersects: dict[str, Any] | None = Field(default=None, description="GeoJSON geometry, in place of bbox.")
+    ids: list[str] | None = Field(default=None, description="Items; datetime may be absent then.")
     limit: int = Field(default=LIMIT, ge=1, description=f"At most {MOST} are given.")
     next: int | None = Field(default=None, ge=1, description="As the page before says.")
     fields: SearchFields | None = None

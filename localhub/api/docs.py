@@ -26,7 +26,7 @@ from localhub.server import TOKEN_PATH
 from localhub.store import SORTS
 
 DESCRIPTION = """A stand-in for Sentinel Hub: Batch Processing API v2, Catalog and Process API. The token endpoint gives
-a bearer token for client id and secret; `/admin`, the page and these documents take HTTP Basic as well."""
+a bearer token for client id and secret; /admin, the page and these documents take HTTP Basic as well."""
 
 _ALIASES = ("/batch/v2", "/catalog/v1", "/process/v1", "/oauth")
 _TAGS = {
@@ -49,7 +49,7 @@ _REFUSALS = {
     404: "There is no such thing",
     409: "It is being processed, or about to be",
     415: "The body is not of a media type that is accepted",
-    429: "More requests than the account may make; `Retry-After` is in milliseconds",
+    429: "More requests than the account may make; the header Retry-After is in milliseconds",
 }
 
 
@@ -81,7 +81,7 @@ def _parameter(
 
 _PAGED = (
     _parameter("count", {"type": "integer", "default": PAGE_LIMIT}, f"Entries of a page, at most {PAGE_LIMIT}."),
-    _parameter("viewtoken", {"type": "string"}, "`nextToken` or `previousToken` of another page."),
+    _parameter("viewtoken", {"type": "string"}, "nextToken or previousToken of another page."),
 )
 _SORT = _parameter("sort", {"type": "string", "enum": sorted(SORTS), "default": "created"})
 _SEARCH = _parameter("search", {"type": "string"}, "Part of the id or the description.")
@@ -289,8 +289,9 @@ def _complete(operation: dict[str, Any], path: str, told: _Operation, references
 def _success(told: _Operation, references: _References) -> dict[str, Any]:
     if told.answer is None and told.media_types == (_JSON,):
         return {"description": "Done; there is no body"}
+    told_of = told.answer[0] if isinstance(told.answer, list) else told.answer
     return {
-        "description": "The answer",
+        "description": (told_of.__doc__ or "").partition("\n")[0] if told_of else "The file, or an archive of several",
         "content": {media_type: {"schema": _shape(told.answer, references)} for media_type in told.media_types},
     }
 

@@ -224,6 +224,8 @@ def _creates_words(service: Service) -> str:
     """Return how many creates were executed, and how many of them asked for the same again."""
     creates = service.store.creates()
     repeated = sum(len(group) - 1 for group in equal_creates(creates))
+    if len(creates) < 2:
+        return str(len(creates))
     return f"{len(creates):,}, {repeated:,} of them a second time" if repeated else f"{len(creates):,}, no two equal"
 
 
