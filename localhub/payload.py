@@ -7,12 +7,13 @@ service checks it at analysis.
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
 import shapely
 from pydantic import (
+    AfterValidator,
     AliasChoices,
     AwareDatetime,
     BaseModel,
@@ -190,6 +191,22 @@ class Response(_Model):
 _DEFAULT_RESPONSES = (Response(format=Format(type="image/tiff")),)
 
 
+def refuse_repeats(names: Sequence[str]) -> None:
+    """Raise ValueError when response identifiers repeat: their files could not be told apart."""
+    if len(set(names)) < len(names):
+        raise ValueError(f"response identifiers repeat: {', '.join(names)}; give each one once")
+
+
+def _is_not_empty(script: str) -> str:
+    if not script.strip():
+        raise ValueError("Missing or empty evalscript.")
+    return script
+
+
+Script = Annotated[str, AfterValidator(_is_not_empty)]
+"""The text of an evalscript; what it says is not looked at here."""
+
+
 class ProcessOutput(_Model):
     """The responses; without any, the output `default` as a TIFF."""
 
@@ -198,9 +215,7 @@ class ProcessOutput(_Model):
     @field_validator("responses")
     @classmethod
     def _are_unique(cls, value: tuple[Response, ...]) -> tuple[Response, ...]:
-        names = [response.identifier for response in value]
-        if len(set(names)) < len(names):
-            raise ValueError(f"response identifiers repeat: {', '.join(names)}; give each one once")
+        refuse_repeats([response.identifier for response in value])
         return value or _DEFAULT_RESPONSES
 
 
@@ -209,14 +224,7 @@ class ProcessRequest(_Model):
 
     input: Input
     output: ProcessOutput
-    evalscript: str
-
-    @field_validator("evalscript")
-    @classmethod
-    def _is_not_empty(cls, value: str) -> str:
-        if not value.strip():
-            raise ValueError("Missing or empty evalscript.")
-        return value
+    evalscript: Script
 
 
 class S3(_Model):

@@ -139,5 +139,4 @@ def _encoding(image: Format) -> tuple[str, dict[str, Any]]:
 
 
 def _cost(task: ProcessTask, plan: Plan) -> float:
-    is_float = any(output.sample_type == "FLOAT32" for output in plan.outputs)
-    return process_cost(task.body.tile, plan.bands[0], float_output=is_float, samples=len(plan.samples[0]))
+    return process_cost(task.body.tile, plan.bands[0], float_output=plan.has_floats, samples=len(plan.samples[0]))

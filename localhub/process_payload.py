@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, get_args
 
 import shapely
-from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from shapely.geometry.base import BaseGeometry
 
 from localhub.errors import bad_payload
-from localhub.payload import Bounds, Input, bad_fields
+from localhub.payload import Bounds, Input, Script, bad_fields, refuse_repeats
 from tasks.grid import Tile
 
 MOST_PIXELS = 2500
@@ -75,9 +75,7 @@ class Output(_Model):
 
     @model_validator(mode="after")
     def _tells_files_apart(self) -> Self:
-        names = [response.identifier for response in self.responses]
-        if len(set(names)) < len(names):
-            raise ValueError(f"response identifiers repeat: {', '.join(names)}; give each one once")
+        refuse_repeats([response.identifier for response in self.responses])
         return self
 
     @property
@@ -86,18 +84,12 @@ class Output(_Model):
         return self.responses or (Response(),)
 
 
-def _is_not_empty(script: str) -> str:
-    if not script.strip():
-        raise ValueError("Missing or empty evalscript.")
-    return script
-
-
 class ProcessBody(_Model):
     """The whole body."""
 
     input: Input
     output: Output = Output()
-    evalscript: Annotated[str, AfterValidator(_is_not_empty)]
+    evalscript: Script
 
     @model_validator(mode="after")
     def _has_a_place(self) -> Self:

@@ -3,6 +3,7 @@
 Memory is bounded by a block of rows, not by the tile.
 """
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -21,11 +22,19 @@ from localhub.reader import ResamplingName, read_band, read_data_mask
 from localhub.sentinel2 import resampling
 from tasks.grid import Tile, lonlat_shape
 
+SEARCH_SECONDS = 10
+"""Time after which a search or a Process API request looks for new scenes."""
+
 
 @lru_cache(maxsize=4)
 def open_archive(source: ArchiveSource, _reading: str) -> Archive:
     """Return the archive, read once for each `_reading` and process: scenes added meanwhile count for later ones."""
     return Archive.open(source.place, source.withheld)
+
+
+def reading_now(seconds: float = SEARCH_SECONDS) -> str:
+    """Return a `_reading` for `open_archive` that stays the same for so many seconds."""
+    return f"{seconds:g} s, {time.monotonic() // seconds}"
 
 
 def check_bands(setup: Setup, data: Data, archive: Archive) -> None:

@@ -201,5 +201,4 @@ def _spoilt(files: Sequence[ResultFile], faults: Sequence[TileFault]) -> list[Re
 
 
 def _cost(task: FeatureTask, plan: Plan) -> float:
-    is_float = any(output.sample_type == "FLOAT32" for output in plan.outputs)
-    return feature_cost(task.tile, plan.bands[0], float_output=is_float, samples=len(plan.samples[0]))
+    return feature_cost(task.tile, plan.bands[0], float_output=plan.has_floats, samples=len(plan.samples[0]))

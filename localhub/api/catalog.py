@@ -3,7 +3,6 @@
 Paths, statuses and bodies: the service's OpenAPI description, tags catalog_core to catalog_item_search.
 """
 
-import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -27,12 +26,10 @@ from localhub.catalog import (
     queryables,
 )
 from localhub.providers import archive_source
-from localhub.render import open_archive
+from localhub.render import open_archive, reading_now
 
 PREFIXES = ("/api/v1/catalog/1.0.0", "/catalog/v1")
 """Where clients look for the API: the first is that of `sentinelhub`, the second that of the newer documentation."""
-ARCHIVE_SECONDS = 10
-"""Time after which a search looks for new scenes."""
 
 _GEO_JSON = "application/geo+json"
 _QUERYABLES = "http://www.opengis.net/def/rel/ogc/1.0/queryables"
@@ -74,7 +71,7 @@ def router() -> APIRouter:
 
 def _archive(service: Served) -> Archive:
     try:
-        return open_archive(archive_source(service.settings), f"catalog-{time.monotonic() // ARCHIVE_SECONDS}")
+        return open_archive(archive_source(service.settings), reading_now())
     except ArchiveError as error:
         raise CatalogError(500, str(error)) from error
 

@@ -139,9 +139,8 @@ async def _part(value: UploadFile | str | None) -> bytes:
 def _json_object(body: bytes) -> dict[str, Any]:
     try:
         payload = json.loads(body, parse_constant=_refuse_constant)
-        json.dumps(
-            payload, allow_nan=False, ensure_ascii=False
-        ).encode()  # numbers and characters that no answer can hold
+        # refuses numbers and characters that no answer can hold
+        json.dumps(payload, allow_nan=False, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:  # malformed JSON or UTF-8, half a surrogate pair, 1e999
         raise bad_payload(f"The body is not JSON that can be read and written again: {error}") from error
     if not isinstance(payload, dict):

@@ -8,7 +8,6 @@ templates, and the Content Security Policy admits no style and no script but the
 import base64
 import hashlib
 import json
-import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +34,7 @@ from localhub.jobs import Job, Status
 from localhub.payload import parse_create_request, without_secrets
 from localhub.pricing import request_cost
 from localhub.providers import archive_source
-from localhub.render import open_archive
+from localhub.render import open_archive, reading_now
 from localhub.server import TOKEN_PATH
 from localhub.store import Feature, FeatureGroup
 
@@ -232,7 +231,7 @@ def _creates_words(service: Service) -> str:
 def _archive_words(source: ArchiveSource) -> str:
     """Return the scenes of an archive by collection, with their period, or why it cannot be read."""
     try:
-        archive = open_archive(source, f"page-{time.monotonic() // ARCHIVE_SECONDS}")
+        archive = open_archive(source, reading_now(ARCHIVE_SECONDS))
     except ArchiveError as error:
         return str(error)
     parts = []

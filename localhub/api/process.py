@@ -6,7 +6,6 @@ Path, statuses and bodies: the service's OpenAPI description, operation `process
 import asyncio
 import io
 import tarfile
-import time
 from collections.abc import Iterable
 from concurrent.futures import CancelledError, Future
 from concurrent.futures.process import BrokenProcessPool
@@ -22,12 +21,11 @@ from localhub.pool import PoolClosed
 from localhub.process import File, Processed, ProcessTask
 from localhub.process_payload import TAR_TYPES, answer_of, parse_process_request
 from localhub.providers import archive_source
+from localhub.render import reading_now
 from localhub.store import Store
 
 PATHS = ("/api/v1/process", "/process/v1")
 """Where clients look for the API: the first is that of `sentinelhub`, the second that of the newer documentation."""
-ARCHIVE_SECONDS = 10
-"""Time after which a request looks for new scenes."""
 
 
 def router() -> APIRouter:
@@ -47,7 +45,7 @@ async def _process(payload: Payload, request: Request, account: Asking, service:
         body,
         answer.responses,
         archive_source(service.settings),
-        f"process-{time.monotonic() // ARCHIVE_SECONDS}",
+        reading_now(),
         service.settings.scratch_dir,
     )
     processed = await _processed(service.renderer.submit(task))

@@ -7,7 +7,6 @@
   const { max, min, pow, round, trunc } = Math;
   const { isArray } = Array;
   const { defineProperty } = Object;
-  const sorted = (list, order) => Array.prototype.slice.call(list).sort(order);
 
   const JAVA_DOUBLE_MAX_VAL = 1.7976931348623157e308;
   const clamp = (v, low, high) => min(max(v, low), high);
@@ -46,16 +45,11 @@
   const index = (x, y) => (x + y === 0 ? 0 : (x - y) / (x + y));
   const inverse = (x) => (x === 0 ? JAVA_DOUBLE_MAX_VAL : 1 / x);
 
-  // The position of the first limit that v does not pass, by `passes`; the last one where it passes all.
-  function firstNotPassed(v, limits, passes) {
-    let i = 0;
-    while (i < limits.length - 1 && passes(v, limits[i])) i++;
-    return i;
-  }
-
   function valueMap(v, intervals, values) {
     if (!isArray(intervals) || !isArray(values)) return v;
-    return values[firstNotPassed(v, intervals, (a, limit) => !(a <= limit))];
+    let i = 0;
+    while (i < intervals.length - 1 && !(v <= intervals[i])) i++;
+    return values[i];
   }
 
   function colorMap(v, limits, colors) {
@@ -130,7 +124,7 @@
   class ColorRampVisualizer extends Visualizer {
     constructor(ramps, minVal, maxVal) {
       super();
-      const stops = sorted(ramps, (a, b) => a[0] - b[0]);
+      const stops = ramps.slice().sort((a, b) => a[0] - b[0]);
       const [first, last] = [stops[0][0], stops[stops.length - 1][0]];
       const low = minVal === undefined ? first : minVal;
       const high = maxVal === undefined ? last : maxVal;

@@ -35,6 +35,11 @@ class Plan:
     outputs: tuple[Output, ...]
     """What ``evaluate`` returns, after updateOutput; in the script's order."""
 
+    @property
+    def has_floats(self) -> bool:
+        """Whether any output is FLOAT32, which doubles the price."""
+        return any(output.sample_type == "FLOAT32" for output in self.outputs)
+
 
 class Evalscript:
     """An evalscript V3 in a V8 context of its own; a context manager that closes it.

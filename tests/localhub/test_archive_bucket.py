@@ -164,18 +164,16 @@ def test_the_setting_is_a_folder_or_an_s3_url(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def bucket_hub(s3: SeaweedFS, store: BucketFolder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
+def bucket_hub(
+    hub_settings: Settings, store: BucketFolder, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LocalHub]:
     """A localhub whose archive lies in the bucket."""
-    settings = Settings(
-        data_dir=tmp_path_factory.mktemp("bucket-hub"),
-        archive=f"s3://{store.bucket}/archives/s2",
-        port=0,
-        workers=1,
-        s3_endpoint_url=s3.endpoint_url,
-        s3_access_key=s3.access_key,
-        s3_secret_key=SecretStr(s3.secret_key),
-        upload_seconds=0.1,
-    )
+    own = {
+        "data_dir": tmp_path_factory.mktemp("bucket-hub"),
+        "archive": f"s3://{store.bucket}/archives/s2",
+        "workers": 1,
+    }
+    settings = hub_settings.model_copy(update=own)
     with LocalHub(settings) as running:
         yield running
 

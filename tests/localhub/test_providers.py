@@ -1,13 +1,11 @@
 """Each provider has what its deployment has: bands of s2cloudless and roles, or neither; and its own blocks in COGs."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import rasterio
 import requests
 import s3fs
-from pydantic import SecretStr
 
 from localhub.payload import CogParameters
 from localhub.seaweed import SeaweedFS
@@ -20,18 +18,9 @@ ROLE = "arn:aws:iam::123456789012:role/batch"
 
 
 @pytest.fixture(scope="module")
-def cdse(s3: SeaweedFS, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
+def cdse(hub_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
     """A localhub that is the Copernicus Data Space Ecosystem, with keys that could stand in for a role."""
-    settings = Settings(
-        data_dir=tmp_path_factory.mktemp("cdse"),
-        archive=scenes,
-        provider="cdse",
-        port=0,
-        s3_endpoint_url=s3.endpoint_url,
-        s3_access_key=s3.access_key,
-        s3_secret_key=SecretStr(s3.secret_key),
-        upload_seconds=0.1,
-    )
+    settings = hub_settings.model_copy(update={"data_dir": tmp_path_factory.mktemp("cdse"), "provider": "cdse"})
     with LocalHub(settings) as running:
         yield running
 
