@@ -35,14 +35,15 @@ ARRAY_TYPES: Final = {
 """NumPy dtype → JavaScript array, for what files may store."""
 
 _CONVERSIONS: Final = {
-    "AUTO": "v < 0 ? 0 : v > 1 ? 255 : floor(v * 255 + 0.5)",
-    "UINT8": "v < 0 ? 0 : v > 255 ? 255 : floor(v + 0.5)",
+    "AUTO": "v < 0 ? 0 : v > 1 ? 255 : v * 255 + 0.5",
+    "UINT8": "v < 0 ? 0 : v > 255 ? 255 : v + 0.5",
     "UINT16": "v < 0 ? 0 : v > 65535 ? 65535 : v + 0.5",
     "INT8": "v < -128 ? -128 : v > 127 ? 127 : floor(v + 0.5)",
     "INT16": "v < -32768 ? -32768 : v > 32767 ? 32767 : floor(v + 0.5)",
     "FLOAT32": "v",
 }
-"""Sample type → expression for the stored number. NaN reaches ``floor`` and is stored as 0 by an array of integers."""
+"""Sample type → expression for the stored number. Arrays of integers drop what follows the point, which rounds down only
+what is positive, and store 0 for NaN. ``floor`` is dear here: it keeps V8 from handling the three cases as integers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +88,10 @@ def loop_source(layouts: Sequence[Layout], outputs: Sequence[Output], *, reuse: 
     firsts = list(accumulate((len(layout.bands) for layout in layouts), initial=0))
     samples = "".join(_sample_code(d, layout, firsts[d], reuse=reuse) for d, layout in enumerate(layouts))
     return f"""
-const {{ evaluatePixel, context, restoreScenes, isList, arrayExpected }} = given;
+"use strict"; // else a stack frame would hand its function and its object, with the buffers, to the script
+const {{ evaluatePixel, context, restoreScenes, isList, arrayExpected, fill, floor }} = given;
 const {{ scenes, inputMetadata, customData, outputMetadata }} = context;
-const {{ floor }} = Math;
+const {{ {", ".join(ARRAY_TYPES.values())} }} = given.arrays;
 {_declare("input", ((ARRAY_TYPES[band.dtype.name], samples * LANES * blocks) for band, samples in inputs))}
 {_declare("output", ((ARRAY_TYPES[output.dtype.name], output.bands * LANES * blocks) for output in outputs))}
 const wrongLengths = [{", ".join("0" for _ in outputs)}];
@@ -103,7 +105,7 @@ function evaluateOne(block, lane) {{
   {" ".join(_pick_code(k, output, alone=len(outputs) == 1) for k, output in enumerate(outputs))}
 }}
 function run(pixels) {{
-  {" ".join(f"output{k}.fill(0);" for k in range(len(outputs)))}
+  {" ".join(f"fill(output{k}, 0);" for k in range(len(outputs)))}
   for (let pixel = 0; pixel < pixels; pixel++) {{
     const block = (pixel / {LANES}) | 0;
     evaluateOne(block, pixel - block * {LANES});
@@ -142,7 +144,7 @@ def may_reuse_samples(source: str, bands: Iterable[str]) -> bool:
 _ASSIGNMENT: Final = r"\s*(?:(?:[-+*/%&|^]|\*\*|<<|>>>?|&&|\|\||\?\?)?=(?![=>])|\+\+|--)"
 _ASSIGNED_PROPERTY: Final = re.compile(r"\.\s*(?P<name>[A-Za-z_$][\w$]*)" + _ASSIGNMENT)
 _OTHER_CHANGE: Final = re.compile(
-    r"\bdelete\b|\b(?:Object|Reflect)\s*\.\s*(?:assign|define\w*|set\w*|delete\w*)\b"
+    r"\bdelete\b|\b(?:Object|Reflect)\s*\.\s*(?:assign|define\w*|set\w*|delete\w*|freeze|seal|preventExtensions)\b"
     r"|(?:\[\s*[\"'`][^\]]*\]|\]\s*\[[^\]]*\]+)" + _ASSIGNMENT
 )
 
@@ -178,9 +180,9 @@ function samples{d}(at) {{
   for (let s = 0; s < {samples}; s++, at += {LANES}) {{
     const sample = pool{d}[s];
     {writes}
-    reused{d}[s] = sample;
+    if (reused{d}[s] !== sample) reused{d}[s] = sample;
   }}
-  reused{d}.length = {samples};
+  if (reused{d}.length !== {samples}) reused{d}.length = {samples};
   return reused{d};
 }}"""
 

@@ -4,10 +4,17 @@
   "use strict";
   // Kept, because a script may replace any of them.
   const { parse, stringify } = JSON;
-  const { defineProperty } = Object;
+  const { defineProperty, getOwnPropertyDescriptor, getPrototypeOf } = Object;
   const { isArray, from: arrayFrom } = Array;
   const { isView } = ArrayBuffer;
   const { isFinite } = Number;
+  const { floor } = Math;
+  const arrays = { Uint8Array, Int8Array, Uint16Array, Int16Array, Int32Array, Float32Array, Float64Array };
+  const uncurried = (method) => Function.prototype.call.bind(method);
+  // No method is looked up on the arrays that Python shares: a script could take them there, and free their memory.
+  const typedArray = getPrototypeOf(Uint8Array.prototype);
+  const fill = uncurried(typedArray.fill);
+  const bufferOf = uncurried(getOwnPropertyDescriptor(typedArray, "buffer").get);
   const compile = Function;
   const text = String;
   const Instant = Date;
@@ -26,6 +33,8 @@
   provide("Mosaicking", names(["SIMPLE", "ORBIT", "TILE"]));
   // The service has no timers; mini-racer declares them with var, so that they cannot be deleted.
   for (const name of ["setTimeout", "clearTimeout", "__timer_manager"]) globalThis[name] = undefined;
+  // What blocks the thread, runs after a call has ended, or takes memory beside the heap and the array buffers.
+  for (const name of ["Atomics", "FinalizationRegistry", "SharedArrayBuffer", "WebAssembly"]) delete globalThis[name];
 
   // The service keeps what scripts print to itself; here their authors may see the first of it.
   const MOST_MESSAGES = 100;
@@ -177,11 +186,12 @@
       const arrayExpected = () => new Failure("Script must return an array.");
       const context = { scenes, inputMetadata, customData, outputMetadata };
       const evaluatePixel = find("evaluatePixel");
-      program = compile("given", source)({ evaluatePixel, context, restoreScenes, isList, arrayExpected });
+      const given = { evaluatePixel, context, restoreScenes, isList, arrayExpected, arrays, fill, floor };
+      program = compile("given", source)(given);
     },
 
-    input: (index) => program.inputs[index].buffer,
-    output: (index) => program.outputs[index].buffer,
+    input: (index) => bufferOf(program.inputs[index]),
+    output: (index) => bufferOf(program.outputs[index]),
     run: (pixels) => program.run(pixels),
     wrongLengths: () => stringify(program.wrongLengths),
     messages: () => stringify(messages),
