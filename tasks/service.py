@@ -24,9 +24,9 @@ from oauthlib.oauth2 import (
 from prefect.blocks.core import Block
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from requests_oauthlib import OAuth2Session
-from sentinelhub import BatchProcessClient, SHConfig
+from sentinelhub import BatchProcessClient, SentinelHubCatalog, SHConfig
 from sentinelhub.api.batch.process import BatchProcessRequest
-from sentinelhub.download import SentinelHubSession
+from sentinelhub.download import SentinelHubDownloadClient, SentinelHubSession
 from sentinelhub.download.models import DownloadRequest
 from sentinelhub.exceptions import (
     DownloadFailedException,
@@ -167,24 +167,29 @@ def token_url(service: Service) -> str:
 
 
 def connect(service: Service) -> BatchProcessClient:
-    """A client that makes each call once, within bounds of time.
+    """A client of the Batch API that makes each call once, within bounds of time.
 
     Raises:
         InvalidInput: no credentials, or an address that cannot be used.
     """
-    config = SHConfig(use_defaults=True)
-    config.sh_base_url = service.base_url.rstrip("/")
-    config.sh_token_url = token_url(service)
-    config.sh_client_id, config.sh_client_secret = _client_of(service)
-    config.max_download_attempts = 1
-    config.max_retries = 1
-    config.download_timeout_seconds = TIMEOUT_SECONDS
-    if is_loopback(config.sh_token_url):
-        os.environ["OAUTHLIB_INSECURE_TRANSPORT"] = "1"  # its client refuses http even to this very machine
+    config = _configured(service)
     client = BatchProcessClient(config=config)
-    key = config.sh_token_url, config.sh_client_id, config.sh_client_secret
-    client.client.session = _sessions.setdefault(key, BoundedSession(config))
+    client.client.session = _session(config)
     return client
+
+
+def connect_catalog(service: Service) -> SentinelHubCatalog:
+    """A client of the Catalog API; as :func:`connect`."""
+    config = _configured(service)
+    catalog = SentinelHubCatalog(config=config)
+    catalog.client.session = _session(config)
+    return catalog
+
+
+def connect_process(service: Service) -> SentinelHubDownloadClient:
+    """A client for requests of the Process API; as :func:`connect`."""
+    config = _configured(service)
+    return SentinelHubDownloadClient(config=config, session=_session(config))
 
 
 def call(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
@@ -285,6 +290,24 @@ def _message(response: requests.Response) -> str:
     notes = error.get("errors")
     details = "; ".join(f"{place}: {note}" for place, note in notes.items()) if isinstance(notes, dict) else ""
     return str(error.get("message", error)).rstrip(".") + (f" ({details})" if details else "")
+
+
+def _configured(service: Service) -> SHConfig:
+    config = SHConfig(use_defaults=True)
+    config.sh_base_url = service.base_url.rstrip("/")
+    config.sh_token_url = token_url(service)
+    config.sh_client_id, config.sh_client_secret = _client_of(service)
+    config.max_download_attempts = 1
+    config.max_retries = 1
+    config.download_timeout_seconds = TIMEOUT_SECONDS
+    if is_loopback(config.sh_token_url):
+        os.environ["OAUTHLIB_INSECURE_TRANSPORT"] = "1"  # its client refuses http even to this very machine
+    return config
+
+
+def _session(config: SHConfig) -> BoundedSession:
+    key = config.sh_token_url, config.sh_client_id, config.sh_client_secret
+    return _sessions.setdefault(key, BoundedSession(config))
 
 
 def _client_of(service: Service) -> tuple[str, str]:
