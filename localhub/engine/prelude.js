@@ -68,6 +68,7 @@
   let scenes = {}; // evaluatePixel's second argument
   let slots = []; // {list, pristine}: arrays that a script may reorder, and their copies
   let program;
+  let hook = ""; // the script's function that runs, or ran last
 
   // The form of older scripts (scenes[i].date is a Date), which carries the documented one (scenes.orbits, scenes.tiles).
   function describeScenes(kind, list) {
@@ -125,6 +126,7 @@
     const all = datasets.map(({ list, samples }) => arrayFrom({ length: samples }, (_, i) => i));
     if (!datasets.some(({ kind }) => kind)) return all;
     if (preProcessScenes) {
+      hook = "preProcessScenes";
       const returned = preProcessScenes(byKey(datasets, asCollection));
       return datasets.map((dataset, d) => {
         if (!dataset.kind) return all[d];
@@ -134,6 +136,7 @@
     if (filterScenes && alone(datasets)) {
       const [{ list, from, to }] = datasets;
       const dated = list.map((item) => ({ ...item, date: new Instant(item.dateFrom || item.date) }));
+      hook = "filterScenes";
       const kept = filterScenes(dated, { ...inputMetadata, from: new Instant(from), to: new Instant(to) });
       if (!isArray(kept)) throw new Failure("filterScenes must return an array of scenes.");
       return [positionsOf(kept, list)];
@@ -146,6 +149,7 @@
       if (!find("evaluatePixel")) throw new Failure("The script has no function evaluatePixel.");
       const setup = find("setup");
       if (!setup) throw new Failure("The script has no function setup.");
+      hook = "setup";
       return stringify(setup(), keepNumbers);
     },
 
@@ -154,6 +158,7 @@
       const input = parse(names);
       const sample = {};
       for (const name of input) sample[name] = name === "dataMask" ? 1 : 0.2;
+      hook = "evaluatePixel";
       const returned = find("evaluatePixel")(sample);
       if (!isArray(returned)) throw new Failure("Script must return an array.");
       return stringify({ input, output: { bands: returned.length } });
@@ -173,6 +178,7 @@
       for (const id in bands) outputs[id] = { bands: bands[id] };
       const updateOutput = find("updateOutput");
       const dates = (dataset, d) => ({ scenes: dataset.kind ? described[d].map(({ date }) => ({ date })) : [] });
+      hook = "updateOutput";
       if (updateOutput) updateOutput(outputs, byKey(datasets, dates));
       return stringify({ positions, outputs }, keepNumbers);
     },
@@ -188,6 +194,7 @@
       const evaluatePixel = find("evaluatePixel");
       const given = { evaluatePixel, context, restoreScenes, isList, arrayExpected, arrays, fill, floor };
       program = compile("given", source)(given);
+      hook = "evaluatePixel";
     },
 
     input: (index) => bufferOf(program.inputs[index]),
@@ -195,9 +202,11 @@
     run: (pixels) => program.run(pixels),
     wrongLengths: () => stringify(program.wrongLengths),
     messages: () => stringify(messages),
+    hook: () => hook,
 
     finish() {
       const updateOutputMetadata = find("updateOutputMetadata");
+      hook = "updateOutputMetadata";
       if (updateOutputMetadata) updateOutputMetadata(scenes, inputMetadata, outputMetadata);
       return stringify(outputMetadata.userData) || "{}";
     },
