@@ -11,6 +11,8 @@
 // One band a date in every output, and besides:
 //   QUALITY      0 no valid sample, 1 interpolated, 2 held before the first or after the last valid sample
 //   VALID_COUNT  one band: number of days with a valid sample
+//
+// userdata.json has the output dates as timestamps, and the days of all acquisitions: their number decides the price.
 const PARAMETERS = {
   "start": "2019-01-01",
   "end": "2019-12-31",
@@ -76,7 +78,8 @@ function evaluatePixel(samples, scenes) {
 
 function updateOutputMetadata(scenes, inputMetadata, outputMetadata) {
   const timestamps = DAYS.map((day) => new Date(day * DAY_MS).toISOString().replace(".000", ""));
-  outputMetadata.userData = { timestamps, parameters: PARAMETERS };
+  const acquisitions = scenes.orbits.map((orbit) => orbit.dateFrom.slice(0, 10));
+  outputMetadata.userData = { timestamps, acquisitions, parameters: PARAMETERS };
 }
 
 function outputDays() {

@@ -101,6 +101,7 @@ def test_series_equal_an_independent_interpolation(
     dates = np.arange(0, 365, step)
     assert result.wrong_lengths == {}
     assert len(result.user_data["timestamps"]) == len(dates)
+    assert result.user_data["acquisitions"] == [f"{date(2019, 1, 1) + timedelta(days=int(day))}" for day in days]
     for row, column in np.ndindex(shape[1:]):
         pixel_valid = valid[:, row, column]
         exact = {
@@ -238,6 +239,7 @@ def test_timestamps_are_every_step_from_the_start_to_the_end(start: date, length
         data = evalscript.user_data()
         assert evalscript.setup.outputs[0].bands == len(dates)
     assert data["timestamps"] == [f"{day.isoformat()}T00:00:00Z" for day in dates]
+    assert data["acquisitions"] == []
     assert data["parameters"]["stepDays"] == step
 
 
