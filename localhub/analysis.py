@@ -63,7 +63,7 @@ def analyse(task: AnalysisTask) -> list[Feature]:
 def _check_script(request: CreateRequest, archive: Archive) -> None:
     with Evalscript(request.process_request.evalscript) as script:
         setup = script.setup
-    check_bands(setup, request.process_request.input.data[0], archive)
+    check_bands(setup, request.process_request.input.data, archive)
     _check_outputs(setup, request)
 
 

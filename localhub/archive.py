@@ -22,6 +22,7 @@ from shapely.geometry.base import BaseGeometry
 from localhub.archiveroot import BucketFolder, Root, RootError, root_of
 from localhub.errors import StoreError
 from localhub.objectstore import Access
+from localhub.sentinel2 import added_dn
 
 DATA_MASK = "dataMask"
 """The band that every scene has: as an asset, or derived from a file's nodata value and extent."""
@@ -57,6 +58,8 @@ class Scene:
     """The item's properties as they stand."""
     access: Access | None = None
     """How to read the assets; None: files, or addresses that need no key."""
+    added_dn: Mapping[str, int] = field(default_factory=dict, hash=False)
+    """What the files of optical bands add to 10000 times the reflectance, where they do; see `sentinel2.added_dn`."""
 
     @property
     def data_path(self) -> str:
@@ -202,15 +205,18 @@ def _is_item(name: str, document: Any) -> bool:
 
 def _read_item(name: str, item: Mapping[str, Any], root: Root, withheld: AbstractSet[str]) -> Scene:
     properties = _member(name, item, "properties", dict)
+    collection = _member(name, item, "collection", str)
+    assets = _member(name, item, "assets", dict)
     return Scene(
         id=_member(name, item, "id", str),
-        collection=_member(name, item, "collection", str),
+        collection=collection,
         datetime=_sensing_time(name, properties),
         cloud_cover=_cloud_cover(name, properties),
         footprint=_footprint(name, item),
-        assets=_asset_files(name, item, root, withheld),
+        assets=_asset_files(name, assets, root, withheld),
         properties=properties,
         access=root.access,
+        added_dn=_added_dn(collection, properties, assets),
     )
 
 
@@ -250,8 +256,7 @@ def _footprint(name: str, item: Mapping[str, Any]) -> BaseGeometry:
     return footprint
 
 
-def _asset_files(name: str, item: Mapping[str, Any], root: Root, withheld: AbstractSet[str]) -> dict[str, str]:
-    assets = _member(name, item, "assets", dict)
+def _asset_files(name: str, assets: Mapping[str, Any], root: Root, withheld: AbstractSet[str]) -> dict[str, str]:
     return {band: _asset_file(name, band, asset, root) for band, asset in assets.items() if band not in withheld}
 
 
@@ -263,6 +268,11 @@ def _asset_file(name: str, band: str, asset: Any, root: Root) -> str:
         return root.file(name, href)
     except RootError as error:
         raise _broken(name, f"its asset {band!r} {error}") from error
+
+
+def _added_dn(collection: str, properties: Mapping[str, Any], assets: Mapping[str, Any]) -> dict[str, int]:
+    added = {band: added_dn(collection, band, properties, asset) for band, asset in assets.items()}
+    return {band: dn for band, dn in added.items() if dn}
 
 
 def _broken(name: str, reason: str) -> ArchiveError:

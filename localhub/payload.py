@@ -42,6 +42,9 @@ SUPPORTED_CRS = frozenset({WGS84, *_OTHER_CRS, *range(32601, 32661), *range(3270
 """EPSG codes that the documentation lists for `bounds.properties.crs`."""
 
 _CRS_URL = re.compile(r"https?://www\.opengis\.net/def/crs/(?:OGC/1\.3/CRS84|EPSG/0/(\d+))")
+_COLLECTION = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
+_OWN = ("byoc-", "batch-", "zarr-")
+"""How the names of users' own collections begin (schema BYOCDataset)."""
 _SECRETS = frozenset({"accessKey", "secretAccessKey"})
 _REDACTED = "***"
 _TYPES = frozenset({"tiling-grid", "geopackage", "raster", "zarr"})
@@ -141,30 +144,50 @@ class Processing(_Model):
     upsampling: ResamplingName = "NEAREST"
     downsampling: ResamplingName = "NEAREST"
     harmonize_values: bool = True
-    """Has no effect: the archive's values are taken as harmonised."""
+    """Whether Sentinel-2's optical values are comparable over processing baselines, and never negative."""
 
 
 class Data(_Model):
     """One collection with its filter."""
 
     type: str
+    """Name of the collection in the archive, in one of the spellings that the service knows."""
     id: str | None = None
+    """Name of this entry, to which an evalscript's `datasource` refers."""
     data_filter: DataFilter = DataFilter()
     processing: Processing = Processing()
 
     @field_validator("type")
     @classmethod
-    def _is_known(cls, value: str) -> str:
-        if value not in ALIASES:
-            raise ValueError(f"collection '{value}' is not offered; choose one of {', '.join(ALIASES)}")
-        return ALIASES[value]
+    def _is_a_name(cls, value: str) -> str:
+        if not _COLLECTION.fullmatch(value):
+            raise ValueError(
+                f"'{value}' is no collection; give a name such as sentinel-2-l1c, or byoc-<id> for one of your own"
+            )
+        return ALIASES.get(value, value)
+
+    @model_validator(mode="after")
+    def _has_clouds_if_ordered_by_them(self) -> Self:
+        if self.data_filter.mosaicking_order == "leastCC" and self.type.startswith(_OWN):
+            raise ValueError(
+                f"collection '{self.type}' has no cloud coverage to be ordered by; choose mostRecent or leastRecent"
+            )
+        return self
 
 
 class Input(_Model):
-    """Area and collections."""
+    """Area and collections; several of these are data fusion."""
 
     bounds: Bounds = Bounds()
-    data: Annotated[tuple[Data, ...], Field(min_length=1, max_length=1)]
+    data: Annotated[tuple[Data, ...], Field(min_length=1)]
+
+    @field_validator("data")
+    @classmethod
+    def _are_told_apart(cls, value: tuple[Data, ...]) -> tuple[Data, ...]:
+        names = [data.id or str(position) for position, data in enumerate(value)]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"the id '{repeated[0]}' stands for several collections; give each its own")
+        return value
 
 
 class Format(_Model):

@@ -11,12 +11,12 @@ from typing import Any
 from numpy.typing import NDArray
 
 from localhub.archive import ArchiveSource
-from localhub.engine import Evalscript, EvalscriptError, Output, Plan
+from localhub.engine import Evalscript, EvalscriptError, Output
 from localhub.engine.errors import SCRIPT_NAME, invalid
 from localhub.pricing import process_cost
 from localhub.process_payload import Format, ProcessBody, Response
 from localhub.raster import RasterStack
-from localhub.render import check_bands, find_scenes, open_archive, prepare, render
+from localhub.render import check_bands, notes_on, open_archive, prepare, reads_of, render, select
 
 LIMIT_SECONDS = 60.0
 """Time that a request may take. Ours: the service's is not published."""
@@ -63,6 +63,8 @@ class Processed:
 
     files: tuple[File, ...]
     cost_pu: float
+    notes: tuple[str, ...]
+    """What the script's author should know, a line an output."""
 
 
 def process(task: ProcessTask) -> Processed:
@@ -74,22 +76,23 @@ def process(task: ProcessTask) -> Processed:
         ArchiveError: a scene cannot be read.
     """
     end = time.monotonic() + task.seconds
-    data = task.body.input.data[0]
+    collections, tile = task.body.input.data, task.body.tile
     archive = open_archive(task.archive, task.reading)
     with (
         Evalscript(task.body.evalscript, timeout_seconds=task.seconds) as script,
         tempfile.TemporaryDirectory(dir=task.scratch) as folder,
     ):
-        check_bands(script.setup, data, archive)
-        scenes = find_scenes(archive, data, task.body.tile)
+        check_bands(script.setup, collections, archive)
+        selections = select(archive, collections, tile)
         formats = {response.identifier: response.format for response in task.responses}
-        plan = prepare(script, data, scenes, formats.keys() - {"userdata"})
-        stack = RasterStack(Path(folder), task.body.tile, _stored(plan.outputs, formats))
+        plan = prepare(script, selections, formats.keys() - {"userdata"})
+        stack = RasterStack(Path(folder), tile, _stored(plan.outputs, formats))
         with stack:
             write = _until(end, task.seconds, stack)
-            render(script, plan, scenes, task.body.tile, data.processing, BLOCK_BYTES, write)
+            render(script, plan, selections, tile, BLOCK_BYTES, write)
         files = tuple(_file(response, stack, script) for response in task.responses)
-        return Processed(files, _cost(task, plan))
+        cost_pu = process_cost(tile, reads_of(plan), float_output=plan.has_floats)
+        return Processed(files, cost_pu, notes_on(script, plan))
 
 
 def _stored(outputs: Iterable[Output], formats: Mapping[str, Format]) -> list[Output]:
@@ -136,7 +139,3 @@ def _encoding(image: Format) -> tuple[str, dict[str, Any]]:
         case "image/jpeg":
             return "JPEG", {"QUALITY": max(1, image.quality)}
     return "GTiff", {"COMPRESS": "DEFLATE", "ZLEVEL": 1, "INTERLEAVE": "PIXEL"}
-
-
-def _cost(task: ProcessTask, plan: Plan) -> float:
-    return process_cost(task.body.tile, plan.bands[0], float_output=plan.has_floats, samples=len(plan.samples[0]))

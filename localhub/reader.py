@@ -2,12 +2,14 @@
 
 Where the file's grid and the tile's coincide (same CRS and pixel size, offset by whole pixels) pixels are copied;
 otherwise GDAL warps them. The warp is always laid out for the whole tile, so reading it window by window gives the
-same pixels as reading it at once. Overviews are never used: NEAREST returns values that stand in the file.
+same pixels as reading it at once. Overviews are never used: NEAREST returns values that stand in the file. NaN is no
+data in any file, as in the service's own collections of users ("Bring Your Own COG").
 """
 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -35,24 +37,48 @@ _RESAMPLINGS: dict[str, Resampling] = {
     "BILINEAR": Resampling.bilinear,
     "BICUBIC": Resampling.cubic,
 }
-_NEVER_MIXED = frozenset({DATA_MASK, "SCL", "CLM"})
-"""Bands of classes: a mean of two classes is a third one, so they are read by NEAREST whatever is asked."""
+_CLASSES = frozenset({"SCL", "CLM"})
+_ANGLES = frozenset({"sunAzimuthAngles", "sunZenithAngles", "viewAzimuthMean", "viewZenithMean"})
+_NEVER_MIXED = frozenset({DATA_MASK}) | _CLASSES | _ANGLES
+"""Bands that are read by NEAREST whatever is asked: a mean of two classes is a third one, that of 359 and 1 degrees is
+180, and the service's pages on Sentinel-2 say so of angles."""
 
 _ALIGNMENT_TOLERANCE_PX = 1e-3
 """Grids whose corners differ by less coincide: far below what any resampling could show."""
+_SAME_SIZE = 0.01
+"""Pixels whose sizes differ by this share or less are of one resolution, as those of neighbouring UTM zones are."""
 
 _GDAL_OPTIONS = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
 """No listing of the folder for side-car files at each opening."""
 _BUCKET_OPTIONS = {"GDAL_HTTP_MAX_RETRY": "3", "GDAL_HTTP_RETRY_DELAY": "0.5", "GDAL_HTTP_TIMEOUT": "60"}
 
 
+@dataclass(frozen=True, slots=True)
+class Methods:
+    """How to warp, by what becomes of the file's pixel size; at the same size NEAREST, which both are about."""
+
+    upsampling: ResamplingName = "NEAREST"
+    """Where the tile's pixels are smaller than the file's."""
+    downsampling: ResamplingName = "NEAREST"
+    """Where they are larger."""
+
+    def __post_init__(self) -> None:
+        for name in (self.upsampling, self.downsampling):
+            if name not in _RESAMPLINGS:
+                raise ValueError(f"Resampling {name!r} is not known. Choose one of: {', '.join(_RESAMPLINGS)}.")
+
+    def at(self, size: float) -> Resampling:
+        """Return the method where a pixel of the tile is `size` times one of the file."""
+        if abs(size - 1) <= _SAME_SIZE:
+            return Resampling.nearest
+        return _RESAMPLINGS[self.downsampling if size > 1 else self.upsampling]
+
+
+_NEAREST = Methods()
+
+
 def read_band(
-    scene: Scene,
-    band: str,
-    tile: Tile,
-    window: Window | None = None,
-    *,
-    resampling: ResamplingName = "NEAREST",
+    scene: Scene, band: str, tile: Tile, window: Window | None = None, methods: Methods = _NEAREST
 ) -> NDArray[Any]:
     """The band's stored values (DN) on the tile's grid, 0 where the scene has no data.
 
@@ -61,18 +87,18 @@ def read_band(
         band: a key of its assets, or `dataMask`.
         tile: the grid to read onto.
         window: the part of the tile to read, whole pixels; all of it by default.
-        resampling: how to warp; SCL, CLM and dataMask are read by NEAREST in any case.
+        methods: how to warp; classes, angles and dataMask are read by NEAREST in any case.
 
     Returns:
         (height, width) of the window, in the file's dtype; `dataMask` as uint8.
 
     Raises:
         ArchiveError: the scene has no such band, or its file cannot be read.
-        ValueError: the window leaves the tile, or the resampling is unknown.
+        ValueError: the window leaves the tile.
     """
     if band == DATA_MASK:
         return read_data_mask(scene, tile, window)
-    return _read(scene, band, tile, window, _resampling(band, resampling), mask=False)
+    return _read(scene, band, tile, window, _NEAREST if band in _NEVER_MIXED else methods, mask=False)
 
 
 def read_data_mask(scene: Scene, tile: Tile, window: Window | None = None) -> NDArray[np.uint8]:
@@ -86,27 +112,19 @@ def read_data_mask(scene: Scene, tile: Tile, window: Window | None = None) -> ND
         ValueError: the window leaves the tile.
     """
     if DATA_MASK in scene.assets:
-        stored = _read(scene, DATA_MASK, tile, window, Resampling.nearest, mask=False)
+        stored = _read(scene, DATA_MASK, tile, window, _NEAREST, mask=False)
         return _ones(stored)
     witness = "B02" if "B02" in scene.assets else next(iter(scene.assets))
-    return _read(scene, witness, tile, window, Resampling.nearest, mask=True)
+    return _read(scene, witness, tile, window, _NEAREST, mask=True)
 
 
-def _resampling(band: str, name: str) -> Resampling:
-    if name not in _RESAMPLINGS:
-        raise ValueError(f"Resampling {name!r} is not known. Choose one of: {', '.join(_RESAMPLINGS)}.")
-    return Resampling.nearest if band in _NEVER_MIXED else _RESAMPLINGS[name]
-
-
-def _read(
-    scene: Scene, band: str, tile: Tile, window: Window | None, resampling: Resampling, *, mask: bool
-) -> NDArray[Any]:
+def _read(scene: Scene, band: str, tile: Tile, window: Window | None, methods: Methods, *, mask: bool) -> NDArray[Any]:
     rows, columns = _checked(window, tile)
     with _opened(scene, band) as dataset:
         origin = _whole_pixel_origin(dataset, tile)
         if origin is not None:
             return _copy(dataset, _shift(rows, origin[0]), _shift(columns, origin[1]), mask=mask)
-        return _warp(dataset, tile, Window.from_slices(rows, columns), resampling, mask=mask)
+        return _warp(dataset, tile, Window.from_slices(rows, columns), methods, mask=mask)
 
 
 def _checked(window: Window | None, tile: Tile) -> tuple[slice, slice]:
@@ -183,7 +201,7 @@ def _copy(dataset: DatasetReader, rows: slice, columns: slice, *, mask: bool) ->
     inside_rows, inside_columns = _clip(rows, dataset.height), _clip(columns, dataset.width)
     if inside_rows.start < inside_rows.stop and inside_columns.start < inside_columns.stop:
         part = Window.from_slices(inside_rows, inside_columns)
-        values = _ones(dataset.read_masks(1, window=part)) if mask else _inside_values(dataset, part)
+        values = _inside_mask(dataset, part) if mask else _inside_values(dataset, part)
         result[_shift(inside_rows, -rows.start), _shift(inside_columns, -columns.start)] = values
     return result
 
@@ -197,37 +215,59 @@ def _ones(values: NDArray[Any]) -> NDArray[np.uint8]:
     return ones
 
 
+def _inside_mask(dataset: DatasetReader, part: Window) -> NDArray[np.uint8]:
+    """1 where the file has data, inside of it."""
+    valid = dataset.read_masks(1, window=part) != 0
+    if _holds_floats(dataset):
+        valid &= ~np.isnan(dataset.read(1, window=part))
+    return _ones(valid)
+
+
 def _inside_values(dataset: DatasetReader, part: Window) -> NDArray[Any]:
-    """Values inside the file, its nodata value replaced by 0."""
+    """Values inside the file, its nodata value and NaN replaced by 0."""
     values: NDArray[Any] = dataset.read(1, window=part)
     if dataset.nodata:
-        values[np.isnan(values) if np.isnan(dataset.nodata) else values == dataset.nodata] = 0
+        values[values == dataset.nodata] = 0
+    return _without_nan(values)
+
+
+def _without_nan(values: NDArray[Any]) -> NDArray[Any]:
+    if values.dtype.kind == "f":
+        values[np.isnan(values)] = 0
     return values
 
 
-def _warp(dataset: DatasetReader, tile: Tile, window: Window, resampling: Resampling, *, mask: bool) -> NDArray[Any]:
+def _holds_floats(dataset: DatasetReader) -> bool:
+    return bool(np.dtype(dataset.dtypes[0]).kind == "f")
+
+
+def _warp(dataset: DatasetReader, tile: Tile, window: Window, methods: Methods, *, mask: bool) -> NDArray[Any]:
     """Values by GDAL's warper; its alpha band tells data from no data, and no data is 0 in both."""
+    sizes = _pixel_sizes(dataset, tile)
+    nodata = math.nan if dataset.nodata is None and _holds_floats(dataset) else dataset.nodata
     with WarpedVRT(
         dataset,
         crs=f"EPSG:{tile.epsg}",
         transform=tile.transform,
         width=tile.width,
         height=tile.height,
-        resampling=resampling,
-        src_nodata=dataset.nodata,
+        resampling=methods.at(min(sizes, default=math.inf)),
+        src_nodata=nodata,
         add_alpha=True,
-        **_scale(dataset, tile),
+        **{f"{axis}SCALE": repr(1 / size) for axis, size in zip("XY", sizes, strict=False)},
     ) as warped:
-        values: NDArray[Any] = warped.read(2 if mask else 1, window=window)
-    return _ones(values) if mask else values
+        if not mask:
+            return _without_nan(warped.read(1, window=window))
+        valid = warped.read(2, window=window) != 0
+        return _ones(valid & ~np.isnan(warped.read(1, window=window)) if _holds_floats(dataset) else valid)
 
 
-def _scale(dataset: DatasetReader, tile: Tile) -> dict[str, str]:
-    """Warp options with the ratio of the pixel sizes at the tile's centre, on which the width of the kernels depends.
+def _pixel_sizes(dataset: DatasetReader, tile: Tile) -> tuple[float, ...]:
+    """Width and height of a pixel at the tile's centre in pixels of the file; nothing where its CRS does not reach.
 
-    GDAL else estimates it block by block, from whatever part of the file a block meets: wrong by some per cent, and
-    different from block to block, at the file's edges (GDAL, ``GDALWarpOptions``, XSCALE and YSCALE). It may where the
-    file's CRS does not reach the tile's centre.
+    The width of the warp's kernels depends on them. GDAL else estimates them block by block, from whatever part of the
+    file a block meets: wrong by some per cent, and different from block to block, at the file's edges (GDAL,
+    ``GDALWarpOptions``, XSCALE and YSCALE).
     """
     min_x, min_y, max_x, max_y = tile.bounds
     x_step, y_step = tile.resolution
@@ -236,9 +276,7 @@ def _scale(dataset: DatasetReader, tile: Tile) -> dict[str, str]:
     xs, ys = _to_file(tile.epsg, dataset.crs.to_wkt()).transform(*steps)
     file_x, file_y = dataset.res
     across, along = (math.hypot((xs[k + 1] - xs[k]) / file_x, (ys[k + 1] - ys[k]) / file_y) for k in (0, 2))
-    if not (0 < across < math.inf and 0 < along < math.inf):
-        return {}
-    return {"XSCALE": repr(1 / across), "YSCALE": repr(1 / along)}
+    return (across, along) if 0 < across < math.inf and 0 < along < math.inf else ()
 
 
 @lru_cache(maxsize=64)

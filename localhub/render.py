@@ -4,7 +4,8 @@ Memory is bounded by a block of rows, not by the tile.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -18,8 +19,8 @@ from localhub.archive import DATA_MASK, Archive, ArchiveSource, Scene
 from localhub.engine import Dataset, Evalscript, Plan, SceneInfo, Setup
 from localhub.engine.errors import invalid
 from localhub.payload import Data, Processing
-from localhub.reader import ResamplingName, read_band, read_data_mask
-from localhub.sentinel2 import resampling
+from localhub.pricing import Read
+from localhub.reader import Methods, read_band, read_data_mask
 from tasks.grid import Tile, lonlat_shape
 
 SEARCH_SECONDS = 10
@@ -37,19 +38,45 @@ def reading_now(seconds: float = SEARCH_SECONDS) -> str:
     return f"{seconds:g} s, {time.monotonic() // seconds}"
 
 
-def check_bands(setup: Setup, data: Data, archive: Archive) -> None:
-    """Raise EvalscriptError, in the service's words, when the script reads a band or unit that there is not."""
-    held = archive.bands(data.type)
-    (source,) = setup.sources([data.id])
-    for band in source.factors(data.type):
-        if band not in held:
-            raise invalid(f"Collection '{data.type}' has no band '{band}'.")
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """A collection of a request, and what of it meets a tile."""
+
+    data: Data
+    scenes: tuple[Scene, ...]
+    """In mosaicking order."""
+
+    @property
+    def dataset(self) -> Dataset:
+        """The same as the script's engine knows it."""
+        infos = [SceneInfo(scene.datetime, scene.cloud_cover, scene.data_path) for scene in self.scenes]
+        period = self.data.data_filter.time_range
+        return Dataset(infos, period.from_, period.to, self.data.type, self.data.id)
 
 
-def find_scenes(archive: Archive, data: Data, tile: Tile) -> list[Scene]:
-    """Return the scenes of a request's collection that meet a tile, in mosaicking order."""
+def check_bands(setup: Setup, collections: Sequence[Data], archive: Archive) -> None:
+    """Check that each of a request's collections has what the script reads of it.
+
+    Raises:
+        EvalscriptError: the script reads a band, unit or collection that there is not; in the service's words.
+        UnknownCollection: the archive has no scene of a collection.
+    """
+    sources = setup.sources([data.id for data in collections])
+    for source, data in zip(sources, collections, strict=True):
+        held = archive.bands(data.type)
+        for band in source.factors(data.type):
+            if band not in held:
+                raise invalid(f"Collection '{data.type}' has no band '{band}'.")
+
+
+def select(archive: Archive, collections: Iterable[Data], tile: Tile) -> tuple[Selection, ...]:
+    """Return the scenes of each of a request's collections that meet a tile."""
+    return tuple(Selection(data, _scenes(archive, data, tile)) for data in collections)
+
+
+def _scenes(archive: Archive, data: Data, tile: Tile) -> tuple[Scene, ...]:
     wanted = data.data_filter
-    return archive.search(
+    found = archive.search(
         data.type,
         wanted.time_range.from_,
         wanted.time_range.to,
@@ -57,34 +84,48 @@ def find_scenes(archive: Archive, data: Data, tile: Tile) -> list[Scene]:
         wanted.max_cloud_coverage,
         wanted.mosaicking_order,
     )
+    return tuple(found)
 
 
-def prepare(script: Evalscript, data: Data, scenes: Sequence[Scene], requested: set[str]) -> Plan:
+def prepare(script: Evalscript, selections: Iterable[Selection], requested: set[str]) -> Plan:
     """Let the script see its scenes and choose among them; `requested` are the ids of the rasters to make."""
-    infos = [SceneInfo(scene.datetime, scene.cloud_cover, scene.data_path) for scene in scenes]
-    period = data.data_filter.time_range
-    return script.prepare([Dataset(infos, period.from_, period.to, data.type, data.id)], requested=requested)
+    return script.prepare([selection.dataset for selection in selections], requested=requested)
 
 
 def render(
     script: Evalscript,
     plan: Plan,
-    scenes: Sequence[Scene],
+    selections: Sequence[Selection],
     tile: Tile,
-    processing: Processing,
     block_bytes: int,
     write: Callable[[int, Mapping[str, NDArray[Any]]], None],
 ) -> None:
     """Evaluate the script in blocks of rows; `write` gets the first row, and (bands, rows, columns) by output id."""
-    (members,), (factors,) = plan.samples, plan.bands
-    bands = list(factors)
     for window in _row_blocks(tile, _row_bytes(tile, plan), block_bytes):
-        samples = read_samples(scenes, members, bands, tile, window, processing)
-        write(window.row_off, script.evaluate([samples]))
+        bands = [
+            read_samples(selection, samples, factors, tile, window)
+            for selection, samples, factors in zip(selections, plan.samples, plan.bands, strict=True)
+        ]
+        write(window.row_off, script.evaluate(bands))
+
+
+def reads_of(plan: Plan) -> tuple[Read, ...]:
+    """Return what a plan reads of each collection, for which the request is charged."""
+    return tuple(Read(bands, len(samples)) for bands, samples in zip(plan.bands, plan.samples, strict=True))
+
+
+def notes_on(script: Evalscript, plan: Plan) -> tuple[str, ...]:
+    """Return what the script's author should know of what it has evaluated, a line for each output concerned."""
+    declared = {output.id: output.bands for output in plan.outputs}
+    return tuple(
+        f"Output '{name}': {pixels:,} pixels returned another number of values than the declared {declared[name]}; "
+        "missing ones are 0, surplus ones are dropped."
+        for name, pixels in script.wrong_lengths().items()
+    )
 
 
 def _row_bytes(tile: Tile, plan: Plan) -> int:
-    """Estimate the bytes of one row of samples, or of results where these are more; samples are 16-bit at most."""
+    """Estimate the bytes of one row of samples, or of results where these are more; most samples are of 16 bits."""
     inputs = sum(2 * len(bands) * len(samples) for bands, samples in zip(plan.bands, plan.samples, strict=True))
     outputs = sum(output.bands * output.dtype.itemsize for output in plan.outputs)
     return int(tile.width * max(inputs, outputs))
@@ -97,32 +138,73 @@ def _row_blocks(tile: Tile, row_bytes: int, block_bytes: int) -> Iterator[Window
 
 
 def read_samples(
-    scenes: Sequence[Scene],
+    selection: Selection,
     samples: Sequence[Sequence[int]],
-    bands: Sequence[str],
+    factors: Mapping[str, float],
     tile: Tile,
     window: Window,
-    processing: Processing,
 ) -> dict[str, NDArray[Any]]:
-    """Return (samples, height, width) for each band, as stored, and 0 where there is no data.
+    """Return (samples, height, width) for each band of `factors`, in DN, and 0 where there is no data.
 
     There is none where a pixel's centre lies outside of the tile's outline. A sample's scenes mosaic in their order:
     each pixel is the first scene's that has data there.
+
+    Args:
+        selection: a collection and its scenes.
+        samples: indices of the scenes of each sample, preferred first.
+        factors: bands, and the factor from DN to the unit that the script asks for; 1 = DN.
+        tile: the whole grid.
+        window: the part of it to read.
     """
     shape = (len(samples), int(window.height), int(window.width))
     inside = _inside(tile, window)
-    methods = _methods(bands, tile, processing)
+    reader = _Reader(selection.data.processing, factors, tile, window)
     result: dict[str, NDArray[Any]] = {}
     for position, members in enumerate(samples):
         missing = inside.copy()
-        for scene in (scenes[index] for index in members):
+        for scene in (selection.scenes[index] for index in members):
             fill = missing & (read_data_mask(scene, tile, window) != 0)
             if fill.any():
-                _fill(result, shape, position, fill, scene, methods, tile, window)
+                _fill(result, shape, position, fill, scene, reader)
                 missing &= ~fill
             if not missing.any():
                 break
-    return {band: result.get(band, np.zeros(shape, np.uint16)) for band in bands}
+    return {band: result.get(band, np.zeros(shape, np.uint16)) for band in factors}
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Reads a collection's bands as a request wants them."""
+
+    processing: Processing
+    factors: Mapping[str, float]
+    tile: Tile
+    window: Window
+
+    def read(self, scene: Scene, band: str) -> NDArray[Any]:
+        """Return a band's values; those of Sentinel-2's optical bands as `harmonizeValues` and the unit say."""
+        methods = Methods(self.processing.upsampling, self.processing.downsampling)
+        stored = read_band(scene, band, self.tile, self.window, methods)
+        added = scene.added_dn.get(band, 0)
+        as_in_the_file = self.factors[band] == 1 and not self.processing.harmonize_values
+        if not added or as_in_the_file:
+            return stored
+        return without_added(stored, added, negative=not self.processing.harmonize_values)
+
+
+def without_added(stored: NDArray[Any], added_dn: int, *, negative: bool) -> NDArray[Any]:
+    """Take off what a file adds to its values; 0 stays 0, which is no data.
+
+    Interpolated values lose it as the pixels would have before: the weights of an interpolation sum to 1.
+
+    Args:
+        stored: integers, or floats where they are interpolated as such.
+        added_dn: what to take off.
+        negative: let values below 0 stand, as 32 bits; else they are 0.
+    """
+    wide = stored if stored.dtype.kind == "f" else stored.astype(np.int32)
+    values: NDArray[Any] = np.where(stored == 0, 0, wide - added_dn).astype(wide.dtype)
+    return values if negative else np.maximum(values, 0).astype(stored.dtype)
 
 
 def _inside(tile: Tile, window: Window) -> NDArray[np.bool_]:
@@ -136,24 +218,17 @@ def _inside(tile: Tile, window: Window) -> NDArray[np.bool_]:
     return inside
 
 
-def _methods(bands: Sequence[str], tile: Tile, processing: Processing) -> dict[str, ResamplingName]:
-    resolution = min(tile.resolution_m)
-    return {band: resampling(band, resolution, processing.upsampling, processing.downsampling) for band in bands}
-
-
 def _fill(
     result: dict[str, NDArray[Any]],
     shape: tuple[int, int, int],
     position: int,
     fill: NDArray[np.bool_],
     scene: Scene,
-    methods: Mapping[str, ResamplingName],
-    tile: Tile,
-    window: Window,
+    reader: _Reader,
 ) -> None:
     """Copy a scene's pixels into one sample of every band, where `fill` says so."""
-    for band, method in methods.items():
-        values = fill.astype(np.uint8) if band == DATA_MASK else read_band(scene, band, tile, window, resampling=method)
+    for band in reader.factors:
+        values = fill.astype(np.uint8) if band == DATA_MASK else reader.read(scene, band)
         kept = result.get(band)
         if kept is None:
             kept = result[band] = np.zeros(shape, values.dtype)

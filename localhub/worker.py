@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from localhub.archive import ArchiveSource, Scene
+from localhub.archive import ArchiveSource
 from localhub.engine import Evalscript, Plan
 from localhub.errors import RequestFailed
 from localhub.faults import TileFault, first_of
@@ -16,7 +16,7 @@ from localhub.objectstore import Access, Bucket
 from localhub.payload import CreateRequest, RasterOutput, ZarrOutput
 from localhub.pricing import feature_cost
 from localhub.raster import RasterStack
-from localhub.render import find_scenes, open_archive, prepare, render
+from localhub.render import Selection, notes_on, open_archive, prepare, reads_of, render, select
 from localhub.results import ResultFile, keep, upload
 from localhub.zarroutput.group import group_of
 from tasks.grid import Tile
@@ -62,6 +62,8 @@ class Outcome:
     cost_pu: float
     late_seconds: float | None = None
     """Its files are kept and to be delivered after this time."""
+    notes: tuple[str, ...] = ()
+    """What the script's author should know, a line an output."""
 
 
 class FaultOnDemand(Exception):
@@ -80,16 +82,15 @@ def process_feature(task: FeatureTask) -> Outcome:
     """
     _refuse_existing(task)
     _fail_on_demand(task)
-    data = task.request.process_request.input.data[0]
-    scenes = _scenes(task)
+    selections = _selections(task)
     with (
         Evalscript(task.request.process_request.evalscript) as script,
         tempfile.TemporaryDirectory(dir=task.scratch) as folder,
     ):
-        plan = prepare(script, data, scenes, _requested(task))
-        if not scenes:
+        plan = prepare(script, selections, _requested(task))
+        if not any(selection.scenes for selection in selections):
             return _without_data(task, script, plan, Path(folder))
-        return _evaluated(task, script, plan, scenes, Path(folder))
+        return _evaluated(task, script, plan, selections, Path(folder))
 
 
 def targets(request: CreateRequest, job_id: str, tile: Tile) -> dict[str, str]:
@@ -123,11 +124,11 @@ def _fail_on_demand(task: FeatureTask) -> None:
         raise FaultOnDemand(f"Tile {task.tile.name} fails on demand; see the fault 'fatal' of localhub's settings.")
 
 
-def _scenes(task: FeatureTask) -> list[Scene]:
+def _selections(task: FeatureTask) -> tuple[Selection, ...]:
+    collections = task.request.process_request.input.data
     if first_of("no_data", task.faults):
-        return []
-    data = task.request.process_request.input.data[0]
-    return find_scenes(open_archive(task.archive, task.job_id), data, task.tile)
+        return tuple(Selection(data, ()) for data in collections)
+    return select(open_archive(task.archive, task.job_id), collections, task.tile)
 
 
 def _bucket(task: FeatureTask) -> Bucket:
@@ -140,14 +141,16 @@ def _requested(task: FeatureTask) -> set[str]:
     return {response.identifier for response in responses if response.format.type != "application/json"}
 
 
-def _evaluated(task: FeatureTask, script: Evalscript, plan: Plan, scenes: Sequence[Scene], folder: Path) -> Outcome:
+def _evaluated(
+    task: FeatureTask, script: Evalscript, plan: Plan, selections: Sequence[Selection], folder: Path
+) -> Outcome:
     """Evaluate the script, then deliver the files."""
-    processing = task.request.process_request.input.data[0].processing
     stack = RasterStack(folder, task.tile, plan.outputs)
     with stack:
-        render(script, plan, scenes, task.tile, processing, task.block_bytes, stack.write)
+        render(script, plan, selections, task.tile, task.block_bytes, stack.write)
     files = _files(task, stack, script.user_data(), folder)
-    return _delivered(task, files, Outcome(None, delivered=True, cost_pu=_cost(task, plan)))
+    cost_pu = feature_cost(task.tile, reads_of(plan), float_output=plan.has_floats)
+    return _delivered(task, files, Outcome(None, delivered=True, cost_pu=cost_pu, notes=notes_on(script, plan)))
 
 
 def _without_data(task: FeatureTask, script: Evalscript, plan: Plan, folder: Path) -> Outcome:
@@ -198,7 +201,3 @@ def _spoilt(files: Sequence[ResultFile], faults: Sequence[TileFault]) -> list[Re
         if first_of("truncated", faults, file.output):
             os.truncate(file.path, file.path.stat().st_size // 2)
     return [file for file in files if not first_of("missing", faults, file.output)]
-
-
-def _cost(task: FeatureTask, plan: Plan) -> float:
-    return feature_cost(task.tile, plan.bands[0], float_output=plan.has_floats, samples=len(plan.samples[0]))

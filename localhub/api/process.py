@@ -5,6 +5,7 @@ Path, statuses and bodies: the service's OpenAPI description, operation `process
 
 import asyncio
 import io
+import logging
 import tarfile
 from collections.abc import Iterable
 from concurrent.futures import CancelledError, Future
@@ -23,6 +24,8 @@ from localhub.process_payload import TAR_TYPES, answer_of, parse_process_request
 from localhub.providers import archive_source
 from localhub.render import reading_now
 from localhub.store import Store
+
+_LOG = logging.getLogger(__name__)
 
 PATHS = ("/api/v1/process", "/process/v1")
 """Where clients look for the API: the first is that of `sentinelhub`, the second that of the newer documentation."""
@@ -49,6 +52,8 @@ async def _process(payload: Payload, request: Request, account: Asking, service:
         service.settings.scratch_dir,
     )
     processed = await _processed(service.renderer.submit(task))
+    for note in processed.notes:
+        _LOG.warning("Process API request of %s: %s", account.client_id, note)
     service.store.charge(account.account_id, processed.cost_pu)
     content = _tar(processed.files) if answer.media_type in TAR_TYPES else processed.files[0].content
     return Response(content, media_type=answer.media_type, headers={"x-processingunits-spent": str(processed.cost_pu)})

@@ -20,11 +20,12 @@ from rasterio.windows import Window
 from shapely import box
 
 from localhub.archive import Archive, ArchiveError, Scene
-from localhub.reader import read_band, read_data_mask
+from localhub.reader import Methods, read_band, read_data_mask
 from tasks.grid import Tile
 
 WEST, NORTH = 560000.0, 5150000.0
 UTM_33, UTM_34 = 32633, 32634
+BILINEAR, BICUBIC = Methods("BILINEAR", "BILINEAR"), Methods("BICUBIC", "BICUBIC")
 
 
 def _write(
@@ -58,7 +59,7 @@ def _tile(
     return Tile("tile", epsg, bounds, columns, rows)
 
 
-def _reference_warp(path: str, tile: Tile, resampling: Resampling) -> NDArray[Any]:
+def _reference_warp(path: str, tile: Tile, resampling: Resampling, **nodata: float) -> NDArray[Any]:
     """The same question put to GDAL another way: whole arrays in memory."""
     with rasterio.open(path) as dataset:
         result = np.zeros((tile.height, tile.width), dataset.dtypes[0])
@@ -70,6 +71,7 @@ def _reference_warp(path: str, tile: Tile, resampling: Resampling) -> NDArray[An
             dst_transform=tile.transform,
             dst_crs=f"EPSG:{tile.epsg}",
             resampling=resampling,
+            **nodata,
             **_scales(dataset.res, str(dataset.crs), tile),
         )
     return result
@@ -116,7 +118,7 @@ def test_a_tile_of_any_extent_can_be_read(scene: Scene, bounds: tuple[float, flo
             expected = np.zeros((height, width), np.uint16)
             reproject(rasterio.band(dataset, 1), expected, dst_transform=tile.transform, dst_crs="EPSG:4326")
         np.testing.assert_array_equal(read_band(scene, "B02", tile), expected)
-        assert read_band(scene, "B02", tile, resampling="BICUBIC").shape == (height, width)
+        assert read_band(scene, "B02", tile, methods=BICUBIC).shape == (height, width)
 
 
 @given(column=st.integers(-60, 330), row=st.integers(-60, 310), columns=st.integers(1, 90), rows=st.integers(1, 90))
@@ -144,7 +146,7 @@ def test_pixels_outside_the_file_are_0_and_have_no_data(
 )
 def test_other_grids_agree_with_gdals_warp_of_whole_arrays(scene: Scene, tile: Tile, resampling: Any) -> None:
     method = {"NEAREST": Resampling.nearest, "BILINEAR": Resampling.bilinear, "BICUBIC": Resampling.cubic}[resampling]
-    read = read_band(scene, "B02", tile, resampling=resampling)
+    read = read_band(scene, "B02", tile, methods=Methods(resampling, resampling))
     assert read.dtype == np.uint16
     assert (read != 0).any()
     assert np.array_equal(read, _reference_warp(scene.assets["B02"], tile, method))
@@ -159,8 +161,31 @@ def test_nearest_of_twice_the_pixel_size_takes_the_pixel_below_and_right_of_the_
 def test_bilinear_between_two_pixels_is_their_mean(tmp_path: Path) -> None:
     values = np.array([[100, 200], [100, 200]], np.uint16)
     scene = _scene({"B02": _write(tmp_path / "B02.tif", values, 10)})
-    tile = _tile(1, 1, 10, left=WEST + 5)
-    assert read_band(scene, "B02", tile, resampling="BILINEAR") == 150
+    tile = _tile(1, 1, 5, left=WEST + 7.5, top=NORTH - 7.5)
+    assert read_band(scene, "B02", tile, methods=BILINEAR) == 150
+
+
+@pytest.mark.parametrize(
+    ("resolution", "methods"),
+    [(20, Methods(downsampling="BICUBIC")), (7, Methods(upsampling="BICUBIC"))],
+    ids=["coarser", "finer"],
+)
+def test_the_pixel_size_of_the_file_tells_up_from_down(scene: Scene, resolution: float, methods: Methods) -> None:
+    tile = _tile(60, 60, resolution)
+    opposite = Methods(methods.downsampling, methods.upsampling)
+    nearest = read_band(scene, "B02", tile)
+    assert np.array_equal(
+        read_band(scene, "B02", tile, methods=methods), read_band(scene, "B02", tile, methods=BICUBIC)
+    )
+    assert np.array_equal(read_band(scene, "B02", tile, methods=opposite), nearest)
+    assert not np.array_equal(read_band(scene, "B02", tile, methods=methods), nearest)
+
+
+def test_pixels_of_the_files_size_are_its_pixels_even_in_the_next_utm_zone(scene: Scene) -> None:
+    tile = _tile(120, 110, 10, left=99400.0, top=5163000.0, epsg=UTM_34)
+    read = read_band(scene, "B02", tile, methods=BICUBIC)
+    assert np.array_equal(read, _reference_warp(scene.assets["B02"], tile, Resampling.nearest))
+    assert read.any()
 
 
 def test_bilinear_onto_twice_the_pixel_size_weighs_four_by_four_pixels(scene: Scene, noise: NDArray[np.uint16]) -> None:
@@ -170,13 +195,15 @@ def test_bilinear_onto_twice_the_pixel_size_weighs_four_by_four_pixels(scene: Sc
         for r in range(20, 60)
     ]
     tile = _tile(200, 200, 20, left=WEST - 400, top=NORTH + 400)
-    read = read_band(scene, "B02", tile, resampling="BILINEAR")[40:80, 40:80]
+    read = read_band(scene, "B02", tile, methods=BILINEAR)[40:80, 40:80]
     assert np.abs(read - np.array(expected)).max() <= 0.501
 
 
-def test_classes_are_never_averaged(scene: Scene) -> None:
+@pytest.mark.parametrize("band", ["SCL", "CLM", "sunAzimuthAngles", "viewZenithMean"])
+def test_classes_and_angles_are_never_averaged(scene: Scene, band: str) -> None:
     tile = _tile(60, 60, 13)
-    assert np.array_equal(read_band(scene, "SCL", tile, resampling="BICUBIC"), read_band(scene, "SCL", tile))
+    named = replace(scene, assets={band: scene.assets["SCL"]})
+    assert np.array_equal(read_band(named, band, tile, methods=BICUBIC), read_band(scene, "SCL", tile))
 
 
 @pytest.mark.parametrize(
@@ -185,10 +212,10 @@ def test_classes_are_never_averaged(scene: Scene) -> None:
 def test_windows_put_together_are_the_tile(scene: Scene, tile: Tile) -> None:
     for band in ("B02", "dataMask"):
         blocks = [
-            read_band(scene, band, tile, Window(0, row, tile.width, min(17, tile.height - row)), resampling="BILINEAR")
+            read_band(scene, band, tile, Window(0, row, tile.width, min(17, tile.height - row)), BILINEAR)
             for row in range(0, tile.height, 17)
         ]
-        assert np.array_equal(np.concatenate(blocks), read_band(scene, band, tile, resampling="BILINEAR"))
+        assert np.array_equal(np.concatenate(blocks), read_band(scene, band, tile, methods=BILINEAR))
 
 
 def test_overviews_are_not_read(tmp_path: Path, noise: NDArray[np.uint16]) -> None:
@@ -216,7 +243,50 @@ def test_no_data_does_not_bleed_into_interpolated_pixels(tmp_path: Path) -> None
     values = np.full((40, 40), 1000, np.uint16)
     values[:, 20:] = 0
     scene = _scene({"B02": _write(tmp_path / "B02.tif", values, 10, nodata=0)})
-    assert set(np.unique(read_band(scene, "B02", _tile(57, 57, 7), resampling="BILINEAR"))) == {0, 1000}
+    assert set(np.unique(read_band(scene, "B02", _tile(57, 57, 7), methods=BILINEAR))) == {0, 1000}
+
+
+@pytest.mark.parametrize("nodata", [None, np.nan, -9999.0], ids=str)
+@pytest.mark.parametrize("resolution", [10, 20, 7])
+def test_nan_is_no_data_in_files_of_floats(tmp_path: Path, nodata: float | None, resolution: float) -> None:
+    values = np.random.default_rng(8).normal(0, 5, (60, 60)).astype(np.float32)
+    values[:, 40:] = np.nan
+    if nodata is not None:
+        values[:, :20] = nodata
+    scene = _scene({"VV": _write(tmp_path / "VV.tif", values, 10, nodata=nodata)})
+    tile = _tile(int(600 / resolution), int(600 / resolution), resolution)
+    band, mask = read_band(scene, "VV", tile), read_data_mask(scene, tile)
+    rows = columns = ((np.arange(tile.width) + 0.5) * resolution / 10).astype(int)
+    expected = values[np.ix_(rows, columns)]
+    has_data = ~np.isnan(expected) & (expected != nodata)
+    assert band.dtype == np.float32
+    np.testing.assert_array_equal(mask, has_data)
+    np.testing.assert_array_equal(band, np.where(has_data, expected, 0))
+
+
+@pytest.mark.parametrize("methods", [BILINEAR, BICUBIC])
+@pytest.mark.parametrize("resolution", [20, 7])
+def test_nan_does_not_bleed_into_interpolated_floats(tmp_path: Path, methods: Methods, resolution: float) -> None:
+    values = np.full((60, 60), -3.25, np.float32)
+    values[:, 30:] = np.nan
+    scene = _scene({"VV": _write(tmp_path / "VV.tif", values, 10)})
+    read = read_band(scene, "VV", _tile(25, 25, resolution), methods=methods)
+    np.testing.assert_allclose(np.unique(read), [-3.25, 0] if resolution == 20 else [-3.25], rtol=1e-6)
+
+
+@pytest.mark.parametrize("resampling", ["NEAREST", "BILINEAR", "BICUBIC"])
+@pytest.mark.parametrize("resolution", [20, 7])
+def test_signed_integers_agree_with_gdals_warp(tmp_path: Path, resampling: Any, resolution: float) -> None:
+    values = np.random.default_rng(9).integers(-3000, 3000, (100, 100), dtype=np.int16)
+    values[30:50, 30:50] = -32768
+    path = _write(tmp_path / "height.tif", values, 10, nodata=-32768)
+    tile = _tile(45, 45, resolution)
+    method = {"NEAREST": Resampling.nearest, "BILINEAR": Resampling.bilinear, "BICUBIC": Resampling.cubic}[resampling]
+    expected = _reference_warp(path, tile, method, src_nodata=-32768, dst_nodata=-32768)
+    read = read_band(_scene({"height": path}), "height", tile, methods=Methods(resampling, resampling))
+    assert read.dtype == np.int16
+    np.testing.assert_array_equal(read, np.where(expected == -32768, 0, expected))
+    assert (read < 0).any()
 
 
 def test_the_data_mask_of_the_archive_is_preferred(tmp_path: Path) -> None:
@@ -237,7 +307,7 @@ def test_bad_requests_and_files_are_named(scene: Scene, tmp_path: Path) -> None:
     with pytest.raises(ArchiveError, match=r"S2A_TEST .* has no band B99. It has: B02, SCL"):
         read_band(scene, "B99", tile)
     with pytest.raises(ValueError, match="Resampling 'LANCZOS' is not known"):
-        read_band(scene, "B02", tile, resampling="LANCZOS")  # type: ignore[arg-type]
+        Methods("LANCZOS")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="leaves tile tile of 40 rows and 50 columns"):
         read_band(scene, "B02", tile, Window(0, 30, 50, 11))
     broken = tmp_path / "B02.tif"

@@ -124,6 +124,8 @@ def put(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
 
 BOW_TIE = {"type": "Polygon", "coordinates": [[[0, 0], [1, 1], [1, 0], [0, 1], [0, 0]]]}
 DATA = "processRequest.input.data.0"
+BYOC = {"type": "byoc-017aa0ae-33a6-45d3-8548-0f7d1041b40c", "id": "own"}
+LEAST_CC = {"dataFilter": {"mosaickingOrder": "leastCC"}}
 
 
 @pytest.mark.parametrize(
@@ -149,7 +151,14 @@ DATA = "processRequest.input.data.0"
             "CRS 'EPSG:9999' is not supported",
         ),
         (put("processRequest.input.data", []), "processRequest.input.data", "at least 1"),
-        (put(f"{DATA}.type", "landsat"), f"{DATA}.type", "collection 'landsat' is not offered"),
+        (put(f"{DATA}.type", "land sat"), f"{DATA}.type", "'land sat' is no collection; give a name such as"),
+        (put("processRequest.input.data", [BYOC | LEAST_CC]), DATA, "choose mostRecent or leastRecent"),
+        (
+            put("processRequest.input.data", [BYOC, BYOC]),
+            "processRequest.input.data",
+            "the id 'own' stands for several",
+        ),
+        (put("processRequest.input.data", [{"type": "S2L1C"}, BYOC | {"id": "0"}]), "processRequest.input.data", "'0'"),
         (put(f"{DATA}.dataFilter.maxCloudCoverage", 101), f"{DATA}.dataFilter.maxCloudCoverage", "equal to 100"),
         (put(f"{DATA}.dataFilter.mosaickingOrder", "best"), f"{DATA}.dataFilter.mosaickingOrder", "mostRecent"),
         (put(f"{DATA}.dataFilter.timeRange.to", "2015-09-30"), f"{DATA}.dataFilter.timeRange.to", "date-time"),

@@ -15,8 +15,8 @@ from localhub.archive import Archive, ArchiveSource
 from localhub.errors import RequestFailed
 from localhub.faults import TileFault
 from localhub.objectstore import Access, Bucket
-from localhub.payload import Processing, parse_create_request
-from localhub.render import read_samples
+from localhub.payload import Data, parse_create_request
+from localhub.render import Selection, read_samples
 from localhub.results import kept, upload
 from localhub.seaweed import SeaweedFS
 from localhub.worker import FaultOnDemand, FeatureTask, Outcome, process_feature
@@ -57,6 +57,11 @@ def archive(tmp_path: Path, values: NDArray[np.uint16]) -> Archive:
     return Archive.open(tmp_path)
 
 
+def all_of(archive: Archive) -> Selection:
+    """Every scene of the archive's one collection."""
+    return Selection(Data(type="sentinel-2-l1c"), archive.scenes)
+
+
 def mosaic(values: NDArray[np.uint16], members: tuple[int, ...]) -> NDArray[Any]:
     """The first scene with data, pixel by pixel."""
     result = np.zeros((30, 40), int)
@@ -68,7 +73,7 @@ def mosaic(values: NDArray[np.uint16], members: tuple[int, ...]) -> NDArray[Any]
 
 def test_each_pixel_of_a_sample_is_the_first_scenes_that_has_data(archive: Archive, values: NDArray[np.uint16]) -> None:
     samples = ((0,), (3, 1), (2, 0, 1))
-    read = read_samples(archive.scenes, samples, ["B02", "dataMask"], TILE, WHOLE, Processing())
+    read = read_samples(all_of(archive), samples, {"B02": 1, "dataMask": 1}, TILE, WHOLE)
     expected = np.stack([mosaic(values, members) for members in samples])
     np.testing.assert_array_equal(read["B02"], expected)
     np.testing.assert_array_equal(read["dataMask"], expected != 0)
@@ -76,16 +81,16 @@ def test_each_pixel_of_a_sample_is_the_first_scenes_that_has_data(archive: Archi
 
 def test_blocks_of_rows_make_up_the_whole(archive: Archive) -> None:
     samples = ((1, 0), (2,))
-    whole = read_samples(archive.scenes, samples, ["B02"], TILE, WHOLE, Processing())["B02"]
+    whole = read_samples(all_of(archive), samples, {"B02": 1}, TILE, WHOLE)["B02"]
     blocks = [
-        read_samples(archive.scenes, samples, ["B02"], TILE, Window(0, first, 40, last - first), Processing())["B02"]
+        read_samples(all_of(archive), samples, {"B02": 1}, TILE, Window(0, first, 40, last - first))["B02"]
         for first, last in pairwise((0, 7, 20, 30))
     ]
     np.testing.assert_array_equal(np.concatenate(blocks, axis=1), whole)
 
 
 def test_no_sample_gives_arrays_without_samples(archive: Archive) -> None:
-    assert read_samples(archive.scenes, (), ["B02"], TILE, WHOLE, Processing())["B02"].shape == (0, 30, 40)
+    assert read_samples(all_of(archive), (), {"B02": 1}, TILE, WHOLE)["B02"].shape == (0, 30, 40)
 
 
 def feature_task(archive: Archive, s3: SeaweedFS, bucket: str, scratch: Path, year: int, **fields: Any) -> FeatureTask:
