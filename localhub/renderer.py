@@ -20,7 +20,7 @@ class Renderer:
         """Process a request in a worker."""
         with self._lock:
             if self._pool is None:
-                self._pool = WorkerPool(self._settings.workers)
+                self._pool = WorkerPool(self._settings.workers, self._settings.limits)
             return self._pool.submit(process, task)
 
     def close(self) -> None:

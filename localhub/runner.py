@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 from localhub import jobs
 from localhub.analysis import AnalysisTask, analyse
+from localhub.engine import EvalscriptError
 from localhub.errors import RequestFailed, StoreError
 from localhub.faults import FaultBook
 from localhub.jobs import Job, Status
@@ -52,7 +53,7 @@ class Runner:
             settings=self._settings,
             store=self._store,
             faults=self._faults,
-            workers=WorkerPool(self._settings.workers),
+            workers=WorkerPool(self._settings.workers, self._settings.limits),
             shipping=Shipping(self._settings, self._store, self._faults),
             scratch=self._scratch,
             is_closing=self._closing.is_set,
@@ -111,7 +112,7 @@ class Runner:
                 self._analyse(job)
             else:
                 self._process(job)
-        except (RequestFailed, StoreError) as error:
+        except (RequestFailed, StoreError, EvalscriptError) as error:
             self._fail(job, str(error))
         except _POOL_LOST:
             self._fail(job, WORKER_DIED)

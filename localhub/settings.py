@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from localhub.delivery import parse_s3_url
+from localhub.engine.limits import DEFAULTS, Limits
 from localhub.faults import Faults
 
 Provider = Literal["aws", "cdse"]
@@ -50,7 +51,12 @@ class Settings(BaseModel):
     token_seconds: int = Field(default=3600, ge=1)
     """Life of an access token. `sentinelhub` asks for a new one before every call when it is 120 or less."""
     workers: int = Field(default=2, ge=1)
-    """Processes that evaluate features; each takes up to about three times `block_mb`."""
+    """Processes that evaluate features, and as many for the Process API from its first request on."""
+    worker_memory_mb: int = Field(default=2048, ge=512)
+    """Resident memory of such a process, MiB. A script that makes it larger is interrupted and its feature, analysis or
+    request fails; when that does not help, the process ends at a quarter more. It must hold four times `block_mb`."""
+    script_seconds: float = Field(default=DEFAULTS.call_seconds, gt=0)
+    """Time of one call into a script: its top-level code, a function, or a chunk of pixels."""
     block_mb: int = Field(default=256, ge=1)
     """Input samples that a worker holds at a time, in MiB; a feature is evaluated in blocks of rows of that size."""
     feature_tries: int = Field(default=3, ge=1)
@@ -76,6 +82,11 @@ class Settings(BaseModel):
         if self.client_id in self.other_clients:
             raise ValueError(f"Client '{self.client_id}' is client_id and one of other_clients; give it one secret.")
         return self
+
+    @property
+    def limits(self) -> Limits:
+        """What scripts may take."""
+        return Limits(self.script_seconds, self.worker_memory_mb * 2**20)
 
     @property
     def scratch_dir(self) -> Path:

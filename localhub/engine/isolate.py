@@ -31,7 +31,7 @@ from localhub.engine.errors import (
     stopped,
     used_more_than,
 )
-from localhub.engine.memory import resident_bytes
+from localhub.engine.limits import imposed, resident_bytes
 
 HEAP_LIMIT_BYTES: Final = 2**30
 """What scripts may hold besides array buffers, which V8 does not count: for them there is the resident memory."""
@@ -61,13 +61,13 @@ class Isolate:
     """One V8 context with our prelude. Close it: a context that is left to the garbage collector may hang the process.
 
     Args:
-        timeout_seconds: how long one call may take.
-        memory_bytes: how much resident memory the process may have during a call; None = any.
+        timeout_seconds: how long one call may take; None = as long as the limits of this process say.
     """
 
-    def __init__(self, timeout_seconds: float, memory_bytes: int | None = None) -> None:
-        self._timeout_seconds = timeout_seconds
-        self._memory_bytes = memory_bytes
+    def __init__(self, timeout_seconds: float | None = None) -> None:
+        limits = imposed()
+        self._timeout_seconds = limits.call_seconds if timeout_seconds is None else timeout_seconds
+        self._memory_bytes = limits.memory_bytes
         self._source = ""
         self._is_lost = False
         self._opened = ExitStack()

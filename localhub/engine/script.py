@@ -50,15 +50,15 @@ class Evalscript:
 
     Args:
         source: the script's text.
-        timeout_seconds: how long any one call into the script may take: loading, each hook, each chunk of pixels.
-        memory_bytes: how much resident memory this process may have while the script runs; None = any.
+        timeout_seconds: how long any one call into the script may take: loading, each hook, each chunk of pixels;
+            None = as long as the limits of this process say, which also hold for its memory.
 
     Raises:
         EvalscriptError: not version 3, does not parse, fails in its top-level code or in ``setup()``, or declares
             something that does not exist.
     """
 
-    def __init__(self, source: str, *, timeout_seconds: float = 120, memory_bytes: int | None = None) -> None:
+    def __init__(self, source: str, *, timeout_seconds: float | None = None) -> None:
         if not _VERSION_3.search(source):
             raise invalid("Only evalscripts of version 3 are supported; start the script with //VERSION=3.")
         self._source = source
@@ -66,7 +66,7 @@ class Evalscript:
         self._plan: Plan | None = None
         self._sources: tuple[Source, ...] = ()
         self._user_data: Any = None
-        self._isolate = Isolate(timeout_seconds, memory_bytes)
+        self._isolate = Isolate(timeout_seconds)
         try:
             self.setup = parse_setup(self._load_simple() if is_simple(source) else self._load())
         except BaseException:
