@@ -1,6 +1,7 @@
 """What will be done and what it costs, before anything is created or bought: tiles, price, what exists already."""
 
 import json
+import math
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
@@ -35,6 +36,8 @@ BATCH_FACTOR, BATCH_MIN_PIXELS = 1 / 3, 10_000
 """Batch costs a third, for tiles of at least so many pixels (same source)."""
 MIN_REQUEST_PU = 100.0
 """The least that a batch request costs (same source)."""
+MIN_PROCESS_PU = 0.005
+"""The least that a request of the Process API costs (same source)."""
 REVISIT_DAYS = {"low": 5.0, "likely": 4.0, "high": 2.5}
 """Days between acquisitions of a place: two satellites on one orbit; a mean; two overlapping orbits."""
 SURVEY_THREADS = 16
@@ -223,13 +226,30 @@ def tile_price_pu(pixels: int, bands: int, acquisitions: float, *, float_output:
 
     Args:
         pixels: width times height.
-        bands: input bands, dataMask not counted.
+        bands: input bands, see :func:`priced_bands`.
         acquisitions: samples per pixel.
         float_output: whether an output is FLOAT32, which doubles the price.
     """
-    area = max(pixels / PRICE_AREA_PIXELS, MIN_AREA_FACTOR)
     batch = BATCH_FACTOR if pixels >= BATCH_MIN_PIXELS else 1.0
-    return area * bands / PRICE_BANDS * (2 if float_output else 1) * acquisitions * batch
+    return _full_price_pu(pixels, bands, acquisitions, float_output=float_output) * batch
+
+
+def process_price_pu(pixels: int, bands: int, acquisitions: float, *, float_output: bool) -> float:
+    """Price of one request of the Process API; arguments as for :func:`tile_price_pu`.
+
+    An image without a scene is made and costs as one sample.
+    """
+    return max(MIN_PROCESS_PU, _full_price_pu(pixels, bands, max(1.0, acquisitions), float_output=float_output))
+
+
+def request_price_pu(tile_prices_pu: Sequence[float]) -> float:
+    """Price of a batch request from its tiles' prices: at least the service's minimum, 0 without tiles."""
+    return max(MIN_REQUEST_PU, math.fsum(tile_prices_pu)) if tile_prices_pu else 0.0
+
+
+def priced_bands(input_bands: Iterable[str]) -> int:
+    """Count the input bands that cost: dataMask is free, unless a script reads nothing else."""
+    return len(set(input_bands) - {"dataMask"}) or 1
 
 
 def provisional_price(
@@ -240,7 +260,7 @@ def provisional_price(
     Args:
         tiles: to be processed.
         period: with the acquisitions.
-        bands: input bands, dataMask not counted.
+        bands: input bands, see :func:`priced_bands`.
         float_output: whether an output is FLOAT32.
         one_sample: whether a pixel has one sample in all (mosaicking SIMPLE) instead of one an acquisition.
     """
@@ -248,12 +268,16 @@ def provisional_price(
 
     def request(case: str) -> float:
         acquisitions = 1.0 if one_sample else max(1.0, days / REVISIT_DAYS[case])
-        total = sum(
-            tile_price_pu(tile.width * tile.height, bands, acquisitions, float_output=float_output) for tile in tiles
+        return request_price_pu(
+            [tile_price_pu(tile.width * tile.height, bands, acquisitions, float_output=float_output) for tile in tiles]
         )
-        return max(MIN_REQUEST_PU, total) if tiles else 0.0
 
     return Price(request("low"), request("likely"), request("high"))
+
+
+def _full_price_pu(pixels: int, bands: int, acquisitions: float, *, float_output: bool) -> float:
+    area = max(pixels / PRICE_AREA_PIXELS, MIN_AREA_FACTOR)
+    return area * bands / PRICE_BANDS * (2 if float_output else 1) * acquisitions
 
 
 def survey(

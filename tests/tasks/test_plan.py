@@ -7,9 +7,12 @@ from typing import Any
 import geopandas as gpd
 import pytest
 import shapely
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 from shapely.geometry import mapping
 
+from localhub import pricing
 from tasks.errors import InvalidInput
 from tasks.grid import Tile
 from tasks.ledger import TileState
@@ -19,6 +22,8 @@ from tasks.plan import (
     Tiling,
     area_geometry,
     plan_tiles,
+    priced_bands,
+    process_price_pu,
     provisional_price,
     slug,
     survey,
@@ -303,6 +308,37 @@ def test_a_request_costs_its_tiles_but_a_minimum() -> None:
     assert (least.low, least.likely, least.high) == (100, 100, 100)
     nothing = provisional_price([], year, 8, float_output=False)
     assert (nothing.low, nothing.likely, nothing.high) == (0, 0, 0)
+
+
+def test_a_request_of_the_process_api_costs_three_times_a_tiles_price_and_a_little_at_least() -> None:
+    assert process_price_pu(512 * 512, 3, 1, float_output=False) == 1
+    batch = tile_price_pu(1000 * 1000, 8, 60, float_output=True)
+    assert process_price_pu(1000 * 1000, 8, 60, float_output=True) == pytest.approx(3 * batch)
+    assert process_price_pu(10 * 10, 1, 1, float_output=False) == 0.005
+    assert process_price_pu(512 * 512, 3, 0, float_output=False) == 1  # made of no scene, and paid
+
+
+@pytest.mark.parametrize(
+    ("input_bands", "count"), [(["B02", "B03", "dataMask"], 2), (["dataMask"], 1), (["B02", "B02"], 1)]
+)
+def test_data_mask_is_free_unless_it_is_all(input_bands: list[str], count: int) -> None:
+    assert priced_bands(input_bands) == count
+
+
+@given(
+    pixels=st.integers(1, 3500**2),
+    bands=st.lists(st.sampled_from(["B02", "B03", "CLM", "dataMask"]), min_size=1, unique=True),
+    samples=st.integers(1, 200),
+    floats=st.booleans(),
+)
+def test_prices_are_those_that_localhub_charges(pixels: int, bands: list[str], samples: int, floats: bool) -> None:
+    tile = Tile("t", 32633, (0, 0, 10, 10), pixels, 1)
+    arguments = (pixels, priced_bands(bands), samples)
+    reads = [pricing.Read(bands, samples)]
+    charged = pricing.feature_cost(tile, reads, float_output=floats)
+    assert tile_price_pu(*arguments, float_output=floats) == pytest.approx(charged)
+    charged = pricing.process_cost(tile, reads, float_output=floats)
+    assert process_price_pu(*arguments, float_output=floats) == pytest.approx(charged)
 
 
 # ---- survey ----
