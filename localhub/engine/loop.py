@@ -42,7 +42,7 @@ _CONVERSIONS: Final = {
     "INT16": "v < -32768 ? -32768 : v > 32767 ? 32767 : floor(v + 0.5)",
     "FLOAT32": "v",
 }
-"""Sample type → expression for the stored number. Arrays of integers drop what follows the point, which is rounding down
+"""Sample type → expression for the stored number. Arrays of integers drop what follows the point, which rounds down
 where nothing is negative, and store 0 for NaN; with ``floor`` among its cases a number costs V8 15 ns."""
 
 _SAMPLES_ONLY: Final = (
