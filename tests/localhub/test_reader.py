@@ -13,7 +13,6 @@ from affine import Affine
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from pyproj import Transformer
 from rasterio.enums import Resampling
 from rasterio.warp import reproject
 from rasterio.windows import Window
@@ -22,6 +21,7 @@ from shapely import box
 from localhub.archive import Archive, ArchiveError, Scene
 from localhub.reader import Methods, read_band, read_data_mask
 from tasks.grid import Tile
+from tests.localhub.made_scenes import METHODS, warped
 
 WEST, NORTH = 560000.0, 5150000.0
 UTM_33, UTM_34 = 32633, 32634
@@ -57,36 +57,6 @@ def _tile(
 ) -> Tile:
     bounds = (left, top - rows * resolution, left + columns * resolution, top)
     return Tile("tile", epsg, bounds, columns, rows)
-
-
-def _reference_warp(path: str, tile: Tile, resampling: Resampling, **nodata: float) -> NDArray[Any]:
-    """The same question put to GDAL another way: whole arrays in memory."""
-    with rasterio.open(path) as dataset:
-        result = np.zeros((tile.height, tile.width), dataset.dtypes[0])
-        reproject(
-            dataset.read(1),
-            result,
-            src_transform=dataset.transform,
-            src_crs=dataset.crs,
-            dst_transform=tile.transform,
-            dst_crs=f"EPSG:{tile.epsg}",
-            resampling=resampling,
-            **nodata,
-            **_scales(dataset.res, str(dataset.crs), tile),
-        )
-    return result
-
-
-def _scales(file_resolution: tuple[float, float], file_crs: str, tile: Tile) -> dict[str, float]:
-    """File's pixel over the tile's, measured in the file's CRS at the middle of the tile."""
-    x, y = (tile.bounds[0] + tile.bounds[2]) / 2, (tile.bounds[1] + tile.bounds[3]) / 2
-    dx, dy = tile.resolution
-    change = Transformer.from_crs(tile.epsg, file_crs, always_xy=True).transform
-    west, east, south, north = (
-        np.array(change(*p)) for p in ((x - dx / 2, y), (x + dx / 2, y), (x, y - dy / 2), (x, y + dy / 2))
-    )
-    across, along = (np.linalg.norm((a - b) / file_resolution) for a, b in ((west, east), (south, north)))
-    return {"XSCALE": 1 / across, "YSCALE": 1 / along}
 
 
 @pytest.fixture(scope="module")
@@ -145,11 +115,10 @@ def test_pixels_outside_the_file_are_0_and_have_no_data(
     ids=["coarser", "finer", "beyond the file", "next UTM zone", "degrees", "web Mercator"],
 )
 def test_other_grids_agree_with_gdals_warp_of_whole_arrays(scene: Scene, tile: Tile, resampling: Any) -> None:
-    method = {"NEAREST": Resampling.nearest, "BILINEAR": Resampling.bilinear, "BICUBIC": Resampling.cubic}[resampling]
     read = read_band(scene, "B02", tile, methods=Methods(resampling, resampling))
     assert read.dtype == np.uint16
     assert (read != 0).any()
-    assert np.array_equal(read, _reference_warp(scene.assets["B02"], tile, method))
+    assert np.array_equal(read, warped(scene.assets["B02"], tile, METHODS[resampling]))
 
 
 def test_nearest_of_twice_the_pixel_size_takes_the_pixel_below_and_right_of_the_centre(
@@ -184,7 +153,7 @@ def test_the_pixel_size_of_the_file_tells_up_from_down(scene: Scene, resolution:
 def test_pixels_of_the_files_size_are_its_pixels_even_in_the_next_utm_zone(scene: Scene) -> None:
     tile = _tile(120, 110, 10, left=99400.0, top=5163000.0, epsg=UTM_34)
     read = read_band(scene, "B02", tile, methods=BICUBIC)
-    assert np.array_equal(read, _reference_warp(scene.assets["B02"], tile, Resampling.nearest))
+    assert np.array_equal(read, warped(scene.assets["B02"], tile, Resampling.nearest))
     assert read.any()
 
 
@@ -281,8 +250,7 @@ def test_signed_integers_agree_with_gdals_warp(tmp_path: Path, resampling: Any, 
     values[30:50, 30:50] = -32768
     path = _write(tmp_path / "height.tif", values, 10, nodata=-32768)
     tile = _tile(45, 45, resolution)
-    method = {"NEAREST": Resampling.nearest, "BILINEAR": Resampling.bilinear, "BICUBIC": Resampling.cubic}[resampling]
-    expected = _reference_warp(path, tile, method, src_nodata=-32768, dst_nodata=-32768)
+    expected = warped(path, tile, METHODS[resampling], src_nodata=-32768, dst_nodata=-32768)
     read = read_band(_scene({"height": path}), "height", tile, methods=Methods(resampling, resampling))
     assert read.dtype == np.int16
     np.testing.assert_array_equal(read, np.where(expected == -32768, 0, expected))

@@ -1,4 +1,3 @@
-import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -20,27 +19,12 @@ from localhub.render import Selection, read_samples
 from localhub.results import kept, upload
 from localhub.seaweed import SeaweedFS
 from localhub.worker import FaultOnDemand, FeatureTask, Outcome, process_feature
-from tasks.grid import Tile, lonlat_outline
+from tasks.grid import Tile
 from tests.localhub.batch_requests import RED, access, process_request
+from tests.localhub.made_scenes import write_scene
 
 TILE = Tile("t", 32633, (465000.0, 5079000.0, 465400.0, 5079300.0), 40, 30)
 WHOLE = Window(0, 0, 40, 30)
-
-
-def write_scene(folder: Path, name: str, values: NDArray[np.uint16]) -> None:
-    """One scene of one band on the tile's own grid, 0 = no data."""
-    profile = {"driver": "GTiff", "width": 40, "height": 30, "count": 1, "dtype": "uint16", "nodata": 0}
-    with rasterio.open(folder / f"{name}.tif", "w", crs="EPSG:32633", transform=TILE.transform, **profile) as dataset:
-        dataset.write(values, 1)
-    item = {
-        "type": "Feature",
-        "id": name,
-        "collection": "sentinel-2-l1c",
-        "geometry": lonlat_outline(TILE).__geo_interface__,
-        "properties": {"datetime": "2020-06-01T10:00:00Z"},
-        "assets": {"B02": {"href": f"./{name}.tif"}},
-    }
-    (folder / f"{name}.json").write_text(json.dumps(item))
 
 
 @pytest.fixture
@@ -53,7 +37,7 @@ def values() -> NDArray[np.uint16]:
 @pytest.fixture
 def archive(tmp_path: Path, values: NDArray[np.uint16]) -> Archive:
     for number, scene in enumerate(values):
-        write_scene(tmp_path, f"s{number}", scene)
+        write_scene(tmp_path, f"s{number}", {"B02": scene}, TILE)
     return Archive.open(tmp_path)
 
 
