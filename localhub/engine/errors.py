@@ -71,4 +71,4 @@ def used_more_than(limit_bytes: int) -> str:
 
 def invalid(reason: str) -> EvalscriptError:
     """Word an objection to what the script declares."""
-    return EvalscriptError(f"Invalid script! {reason}")
+    return EvalscriptError(_shortened(f"Invalid script! {reason}", _MOST_CHARACTERS))

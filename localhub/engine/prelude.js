@@ -35,6 +35,7 @@
   for (const name of ["setTimeout", "clearTimeout", "__timer_manager"]) globalThis[name] = undefined;
   // What blocks the thread, runs after a call has ended, or takes memory beside the heap and the array buffers.
   for (const name of ["Atomics", "FinalizationRegistry", "SharedArrayBuffer", "WebAssembly"]) delete globalThis[name];
+  delete JSON.rawJSON; // writes numbers that Python does not read
 
   // The service keeps what scripts print to itself; here their authors may see the first of it.
   const MOST_MESSAGES = 100;
@@ -60,6 +61,13 @@
   // JSON has no NaN and no infinities: they travel as strings.
   function keepNumbers(key, value) {
     return typeof value === "number" && !isFinite(value) ? text(value) : value;
+  }
+
+  const MOST_ANSWERED = 2 ** 24;
+  function answered(what, value, replacer) {
+    const json = stringify(value, replacer);
+    if (!(json && json.length > MOST_ANSWERED)) return json;
+    throw new Failure(`${what} must not be longer than ${MOST_ANSWERED} characters of JSON.`);
   }
 
   const inputMetadata = { serviceVersion: "localhub", normalizationFactor: 0.0001 };
@@ -150,7 +158,7 @@
       const setup = find("setup");
       if (!setup) throw new Failure("The script has no function setup.");
       hook = "setup";
-      return stringify(setup(), keepNumbers);
+      return answered("What setup returns", setup(), keepNumbers);
     },
 
     // A script in the simple form declares nothing: what it returns for a pixel with data tells the number of bands.
@@ -180,7 +188,7 @@
       const dates = (dataset, d) => ({ scenes: dataset.kind ? described[d].map(({ date }) => ({ date })) : [] });
       hook = "updateOutput";
       if (updateOutput) updateOutput(outputs, byKey(datasets, dates));
-      return stringify({ positions, outputs }, keepNumbers);
+      return answered("What updateOutput sets", { positions, outputs }, keepNumbers);
     },
 
     // source: what localhub/engine/loop.py generates; the buffers stay referenced by the program as long as it lives.
@@ -208,7 +216,7 @@
       const updateOutputMetadata = find("updateOutputMetadata");
       hook = "updateOutputMetadata";
       if (updateOutputMetadata) updateOutputMetadata(scenes, inputMetadata, outputMetadata);
-      return stringify(outputMetadata.userData) || "{}";
+      return answered("userData", outputMetadata.userData) || "{}";
     },
   };
 })();

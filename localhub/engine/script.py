@@ -107,14 +107,11 @@ class Evalscript:
             "datasets": [_described(*parts) for parts in zip(sources, datasets, groups, strict=True)],
             "bands": {output.id: output.bands for output in self.setup.outputs},
         }
-        answer = json.loads(self._isolate.call("prepare", json.dumps(request)))
-        samples = tuple(
-            tuple(found[position] for position in positions)
-            for found, positions in zip(groups, answer["positions"], strict=True)
-        )
+        answer = _parsed(self._isolate.call("prepare", json.dumps(request)))
+        samples = _chosen(groups, answer)
         self._program = None
         self._sources = sources
-        self._plan = Plan(samples, factors, self._sized_outputs(answer["outputs"], requested))
+        self._plan = Plan(samples, factors, self._sized_outputs(_field(answer, "outputs"), requested))
         return self._plan
 
     def evaluate(self, bands: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
@@ -158,8 +155,8 @@ class Evalscript:
 
     def messages(self) -> list[str]:
         """What the script has printed to the console so far: the first 100 messages, 1000 characters of each."""
-        printed: list[str] = json.loads(self._isolate.call("messages"))
-        return printed
+        printed = _parsed(self._isolate.call("messages"))
+        return [str(message) for message in printed] if isinstance(printed, list) else []
 
     def user_data(self) -> Any:
         """What belongs into ``userdata.json``: runs updateOutputMetadata, once; {} where the script sets nothing.
@@ -168,36 +165,56 @@ class Evalscript:
             EvalscriptError: the script failed.
         """
         if self._user_data is None:
-            self._user_data = json.loads(self._isolate.call("finish"))
+            self._user_data = _parsed(self._isolate.call("finish"))
         return self._user_data
 
     def _load(self) -> Any:
         self._isolate.load(self._source)
-        declared = self._isolate.call("setup")
-        return json.loads(declared) if isinstance(declared, str) else None
+        return _parsed(self._isolate.call("setup"))
 
     def _load_simple(self) -> Any:
         bands = bands_named(self._source)
         if not bands:
             raise invalid("The script has no functions setup and evaluatePixel, and names no band.")
         self._isolate.load(as_function(self._source, bands))
-        return json.loads(self._isolate.call("simpleSetup", json.dumps(bands)))
+        return _parsed(self._isolate.call("simpleSetup", json.dumps(bands)))
 
     def _planned(self) -> Plan:
         if self._plan is None:
             raise ValueError("evaluate() needs to know the scenes: call prepare() first.")
         return self._plan
 
-    def _sized_outputs(self, sizes: Mapping[str, Any], requested: Collection[str] | None) -> tuple[Output, ...]:
+    def _sized_outputs(self, sizes: Any, requested: Collection[str] | None) -> tuple[Output, ...]:
         ids = [output.id for output in self.setup.outputs]
         if unknown := sorted(set(requested or ()) - set(ids)):
             raise invalid(f"The request names outputs {unknown} that the script does not have; its outputs are {ids}.")
         return tuple(
             # an output of no bands becomes one band of zeros: a file needs one
-            replace(output, bands=max(1, band_count(sizes.get(output.id, {}).get("bands"))))
+            replace(output, bands=max(1, band_count(_field(_field(sizes, output.id), "bands"))))
             for output in self.setup.outputs
             if requested is None or output.id in requested
         )
+
+
+def _parsed(text: Any) -> Any:
+    """Read what a script has given; None where that is nothing. A script may even have its say in how it is written."""
+    try:
+        return json.loads(text) if isinstance(text, str) else None
+    except (RecursionError, ValueError) as error:
+        raise invalid(f"It returned what cannot be read ({error}).") from error
+
+
+def _field(answer: Any, name: str) -> Any:
+    return answer.get(name) if isinstance(answer, dict) else None
+
+
+def _chosen(groups: Sequence[Sequence[tuple[int, ...]]], answer: Any) -> tuple[tuple[tuple[int, ...], ...], ...]:
+    """Return the samples at the positions that the script chose, for each dataset."""
+    positions = _field(answer, "positions")
+    try:
+        return tuple(tuple(found[at] for at in kept) for found, kept in zip(groups, positions, strict=True))
+    except (IndexError, TypeError, ValueError) as error:
+        raise invalid("It does not say which of its scenes to keep.") from error
 
 
 def _native(array: NDArray[Any]) -> NDArray[Any]:
