@@ -9,6 +9,8 @@
     │   ├── AccessDenied    the credentials are wrong or not sufficient: mend them
     │   └── Unavailable     no answer, or an error of its own: what it did is not known; ask again later
     │       └── NotYet      404 or 429: nothing was done; ask again later
+    ├── LeaseHeld           another run does this work: wait for it, or stop it
+    ├── LeaseLost           another run may do this work now: end, and buy nothing
     ├── JobFailed           the batch request itself ended FAILED or STOPPED
     ├── TooFewTiles         more tiles failed than limits.min_success allows
     └── TileError           one tile's data is missing, corrupt or not what was asked for
@@ -43,6 +45,14 @@ class Unavailable(ServiceError):
 
 class NotYet(Unavailable):
     """The service did nothing (404, 429): what was asked may be asked again later, even to create or to start."""
+
+
+class LeaseHeld(EopatchFlowError):
+    """Another run has the lease of the work."""
+
+
+class LeaseLost(EopatchFlowError):
+    """The lease of the work is not ours any more, or may not be."""
 
 
 class JobFailed(EopatchFlowError):
