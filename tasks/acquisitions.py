@@ -81,11 +81,10 @@ def search_area(tiles: Sequence[Tile]) -> Polygon | MultiPolygon:
     The tiles' common outline; the convex hull of each connected part where that has more than MAX_VERTICES points;
     their bounding box where these still have. Each holds the one before: what is found too much meets no tile.
     """
-    outline = shapely.union_all(shapely.intersection(_on_the_map(tiles)[0], _WORLD))
-    hulls = shapely.union_all(shapely.convex_hull(shapely.get_parts(outline)))
+    outline: Any = shapely.union_all(shapely.intersection(_on_the_map(tiles)[0], _WORLD))
+    hulls: Any = shapely.union_all(shapely.convex_hull(shapely.get_parts(outline)))
     fitting = (area for area in (outline, hulls) if shapely.get_num_coordinates(area) <= MAX_VERTICES)
-    area: Polygon | MultiPolygon = next(fitting, hulls.envelope)
-    return area
+    return next(fitting, hulls.envelope)  # type: ignore[no-any-return]
 
 
 def find_acquisitions(

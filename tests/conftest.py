@@ -13,6 +13,7 @@ from pydantic import SecretStr
 from localhub.seaweed import SeaweedFS
 from localhub.server import LocalHub
 from localhub.settings import Settings
+from tests.tasks.orbits import write_archive
 
 ROOT = Path(__file__).parents[1]
 
@@ -85,4 +86,13 @@ def hub_settings(s3: SeaweedFS, scenes: Path, tmp_path_factory: pytest.TempPathF
 def hub(hub_settings: Settings) -> Iterator[LocalHub]:
     """A running localhub, once a session."""
     with LocalHub(hub_settings) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def orbits_hub(hub_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
+    """A running localhub over the scenes of two orbits that overlap, once a session."""
+    folder = tmp_path_factory.mktemp("orbits")
+    changes = {"archive": write_archive(folder / "archive"), "data_dir": folder / "hub"}
+    with LocalHub(hub_settings.model_copy(update=changes)) as running:
         yield running
