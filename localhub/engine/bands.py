@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from localhub.engine.errors import invalid
+from localhub.engine.errors import EvalscriptError, invalid
 
 NORMALIZATION_FACTOR: Final = 0.0001
 """Reflectance of one DN of Sentinel-2; the service multiplies in double precision (8795 gives 0.8795000000000001)."""
@@ -28,6 +28,12 @@ UNITS: Final[Mapping[str, Mapping[str, float]]] = MappingProxyType(
 SENTINEL_2_BANDS: Final = frozenset(UNITS) | {"SCL", "CLP", "CLM", "dataMask"}
 """Every band of Sentinel-2's collections, those that not every deployment has included."""
 
+_OF_L2A_ONLY: Final = frozenset({"AOT", "SCL", "SNW", "CLD"})
+_BANDS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
+    {"sentinel-2-l1c": SENTINEL_2_BANDS - _OF_L2A_ONLY, "sentinel-2-l2a": SENTINEL_2_BANDS - {"B10"}}
+)
+"""Collection → its bands; other collections have whatever their owners put in."""
+
 
 def unit_factor(collection: str, band: str, unit: str | None) -> float:
     """Factor from stored numbers to ``unit``, or to the band's default unit.
@@ -36,8 +42,10 @@ def unit_factor(collection: str, band: str, unit: str | None) -> float:
     Sentinel-2's have DN only.
 
     Raises:
-        EvalscriptError: the band is not offered in this unit.
+        EvalscriptError: the collection never has such a band, or not in this unit.
     """
+    if band not in _BANDS.get(collection, {band}):
+        raise no_band(collection, band)
     units = UNITS.get(band, _OTHER) if collection.startswith("sentinel-2") else _OTHER
     if band == "dataMask":
         return 1.0
@@ -50,3 +58,8 @@ def unit_factor(collection: str, band: str, unit: str | None) -> float:
             f"Supported units for this band: [{', '.join(units)}]."
         )
     return factor
+
+
+def no_band(collection: str, band: str) -> EvalscriptError:
+    """Word that a collection lacks a band."""
+    return invalid(f"Collection '{collection}' has no band '{band}'.")

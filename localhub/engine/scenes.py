@@ -4,7 +4,12 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
+
+from shapely.geometry import box, mapping
+from shapely.geometry.base import BaseGeometry
+
+_LONGITUDE_LATITUDE: Final = {"type": "name", "properties": {"name": "urn:ogc:def:crs:OGC:1.3:CRS84"}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +22,8 @@ class SceneInfo:
     """Percent, 0..100."""
     path: str
     """Where the product lies; becomes ``dataPath``."""
+    footprint: BaseGeometry | None = None
+    """Outline of the data, longitude and latitude; becomes ``dataGeometry`` where a script asks for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,27 +58,46 @@ def group_scenes(scenes: Sequence[SceneInfo], mosaicking: str) -> tuple[tuple[in
 
 
 def describe_samples(
-    scenes: Sequence[SceneInfo], groups: Sequence[Sequence[int]], mosaicking: str
+    scenes: Sequence[SceneInfo], groups: Sequence[Sequence[int]], mosaicking: str, *, bounds: bool = False
 ) -> list[dict[str, Any]]:
-    """JSON for each sample of ORBIT and TILE, as in the service's ``scenes.orbits`` and ``scenes.tiles``."""
-    if mosaicking == "TILE":
-        return [_tile(scenes[index], position) for position, (index,) in enumerate(groups)]
-    return [_orbit([scenes[index] for index in group], position) for position, group in enumerate(groups)]
+    """JSON for each sample, as in the service's ``scenes.orbits`` for ORBIT and ``scenes.tiles`` for TILE.
+
+    SIMPLE has tiles too, one a scene, although its only sample is a mosaic of them: updateOutputMetadata gets them (the
+    documentation's example "True color and metadata" of Sentinel-3 OLCI).
+
+    Args:
+        scenes: in mosaicking order.
+        groups: indices of the scenes of each sample.
+        mosaicking: SIMPLE, ORBIT or TILE.
+        bounds: whether the script asks for ``metadata: ["bounds"]``.
+    """
+    tiles = [_tile(scene, bounds=bounds) for scene in scenes]
+    if mosaicking == "ORBIT":
+        return [_orbit([(scenes[i], tiles[i]) for i in group], position) for position, group in enumerate(groups)]
+    return [{**tile, "__idx": position} for position, tile in enumerate(tiles)]
 
 
-def _tile(scene: SceneInfo, position: int) -> dict[str, Any]:
-    return {
+def _tile(scene: SceneInfo, *, bounds: bool) -> dict[str, Any]:
+    tile = {
         "date": f"{scene.datetime.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}",
         "shId": zlib.crc32(scene.path.encode()),  # any number that stays the same for the scene
         "cloudCoverage": scene.cloud_cover,
-        "__idx": position,
         "dataPath": scene.path,
     }
+    if bounds and scene.footprint is not None:
+        tile["dataGeometry"] = _geometry(scene.footprint)
+        tile["dataEnvelope"] = _geometry(box(*scene.footprint.bounds))
+    return tile
 
 
-def _orbit(scenes: Sequence[SceneInfo], position: int) -> dict[str, Any]:
-    day = _day(scenes[0])
-    tiles = [_tile(scene, index) for index, scene in enumerate(scenes)]
+def _geometry(shape: BaseGeometry) -> dict[str, Any]:
+    """GeoJSON with a member ``crs``, as the service has it wherever geometries are not in a CRS that all agree on."""
+    return {**mapping(shape), "crs": _LONGITUDE_LATITUDE}
+
+
+def _orbit(members: Sequence[tuple[SceneInfo, dict[str, Any]]], position: int) -> dict[str, Any]:
+    day = _day(members[0][0])
+    tiles = [tile for _, tile in members]
     return {"tiles": tiles, "dateTo": f"{day}T23:59:59Z", "__idx": position, "dateFrom": f"{day}T00:00:00Z"}
 
 

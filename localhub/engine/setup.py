@@ -33,6 +33,8 @@ class Input:
     """One per band, as declared; None = the band's default unit."""
     mosaicking: str | None
     """Overrides the script's own; None = the script's."""
+    bounds: bool = False
+    """``metadata: ["bounds"]``: tiles shall say where their data lie."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +66,14 @@ class Source:
     """Band → unit as declared, None = the band's default; empty = the script reads nothing of it."""
     mosaicking: str
     """SIMPLE, ORBIT or TILE."""
+    bounds: bool = False
+    """Whether the script wants to know where the data of each tile lie."""
 
     def factors(self, collection: str) -> dict[str, float]:
         """Band → factor from stored numbers to what the script asked for.
 
         Raises:
-            EvalscriptError: a unit is not offered.
+            EvalscriptError: a band or a unit is not offered.
         """
         return {band: unit_factor(collection, band, unit) for band, unit in self.units.items()}
 
@@ -115,7 +119,7 @@ class Setup:
     def _source(self, key: str | None, inputs: Sequence[Input]) -> Source:
         units = {band: unit for entry in inputs for band, unit in zip(entry.bands, entry.units, strict=True)}
         own = next((entry.mosaicking for entry in inputs if entry.mosaicking), None)
-        return Source(key, units, own or self.mosaicking)
+        return Source(key, units, own or self.mosaicking, any(entry.bounds for entry in inputs))
 
 
 def parse_setup(declared: Any) -> Setup:
@@ -152,7 +156,16 @@ def _parse_input(declared: Any) -> Input:
     if len(per_band) != len(bands) or not all(unit is None or isinstance(unit, str) for unit in per_band):
         raise invalid(f"setup().input[].units must be one unit or one per band ({len(bands)}), not {units!r}.")
     unit_of = dict(zip(bands, per_band, strict=True))
-    return Input(declared.get("datasource"), tuple(unit_of), tuple(unit_of.values()), _mosaicking(declared))
+    mosaicking, bounds = _mosaicking(declared), "bounds" in _metadata(declared)
+    return Input(declared.get("datasource"), tuple(unit_of), tuple(unit_of.values()), mosaicking, bounds)
+
+
+def _metadata(declared: Mapping[str, Any]) -> list[Any]:
+    """What the script wants to know of tiles; only ``bounds`` is documented."""
+    names = declared.get("metadata") or []
+    if not isinstance(names, list):
+        raise invalid(f"setup().input[].metadata must be an array of names, not {names!r}.")
+    return names
 
 
 def _mosaicking(declared: Mapping[str, Any]) -> str | None:
@@ -185,13 +198,22 @@ def _parse_output(declared: Any) -> Output:
     sample_type = declared.get("sampleType", "AUTO")
     if sample_type not in DTYPES:
         raise invalid(f"Unknown sampleType {sample_type!r}; choose one of {', '.join(DTYPES)}.")
-    nodata = declared.get("nodataValue")
+    if old := {"componentCount", "components"} & declared.keys():
+        raise invalid(f"'{min(old)}' of an output belongs to version 2; say how many bands it has as 'bands'.")
     return Output(
         id=str(declared.get("id", "default")),
         bands=band_count(declared.get("bands")),
         sample_type=sample_type,
-        nodata_value=None if nodata is None else float(nodata),
+        nodata_value=_nodata_value(declared.get("nodataValue")),
     )
+
+
+def _nodata_value(declared: Any) -> float | None:
+    """The number, which comes as a string where JSON has no way to write it: NaN and the infinities."""
+    try:
+        return None if declared is None else float(declared)
+    except (TypeError, ValueError):
+        raise invalid(f"nodataValue of an output must be a number, not {declared!r}.") from None
 
 
 def band_count(declared: Any) -> int:

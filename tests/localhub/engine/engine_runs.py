@@ -33,8 +33,8 @@ def scenes_on(*days: float, cloud_cover: float = 10.0) -> list[SceneInfo]:
 
 
 def dataset(scenes: Iterable[SceneInfo] = (), **properties: Any) -> Dataset:
-    """The only collection of a request over a year, or one of several."""
-    return Dataset(list(scenes), START, END, **properties)
+    """The only collection of a request over a year, or one of several; Sentinel-2 L2A unless it is said."""
+    return Dataset(list(scenes), START, END, **{"collection": "sentinel-2-l2a"} | properties)
 
 
 def run(source: str, bands: Mapping[str, Any], scenes: Iterable[SceneInfo] = (), **options: Any) -> Run:
