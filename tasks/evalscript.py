@@ -35,7 +35,7 @@ SETUP_SECONDS = 10.0
 SETUP_BYTES = 1_000_000_000
 """Below V8's own limit, at which it ends the whole process."""
 
-FUNCTIONS = ("setup", "evaluatePixel", "updateOutputMetadata")
+FUNCTIONS = ("setup", "evaluatePixel", "preProcessScenes", "updateOutputMetadata")
 """Functions of a script that matter before it is sent."""
 
 GLOBALS = """
@@ -136,6 +136,7 @@ class Script:
         outputs: what ``setup`` declares: id, number of bands, sample type.
         input_bands: names of the bands it reads, ``dataMask`` included.
         mosaicking: SIMPLE (one sample a pixel), ORBIT or TILE (one a day or scene, and so many times the price).
+        drops_scenes: whether it has ``preProcessScenes``, which may leave out scenes; they cost nothing then.
         gives_dates: whether it has ``updateOutputMetadata``, which can tell the dates of its outputs.
         built_in: whether it is ours, so that outputs and dates are known.
     """
@@ -144,6 +145,7 @@ class Script:
     outputs: tuple[Output, ...]
     input_bands: tuple[str, ...]
     mosaicking: str
+    drops_scenes: bool
     gives_dates: bool
     built_in: bool
 
@@ -206,6 +208,7 @@ def _read_setup(source: str, name: str, *, built_in: bool) -> Script:
             outputs=_outputs(declared.get("output")),
             input_bands=_input_bands(declared.get("input")),
             mosaicking=_mosaicking(declared),
+            drops_scenes="preProcessScenes" in functions,
             gives_dates="updateOutputMetadata" in functions,
             built_in=built_in,
         )
