@@ -74,6 +74,7 @@
   const customData = {};
   const outputMetadata = {};
   let scenes = {}; // evaluatePixel's second argument
+  let allScenes = {}; // updateOutputMetadata's first: the same, and for SIMPLE the tiles of the mosaic
   let slots = []; // {list, pristine}: arrays that a script may reorder, and their copies
   let program;
   let hook = ""; // the script's function that runs, or ran last
@@ -81,7 +82,6 @@
   // The form of older scripts (scenes[i].date is a Date), which carries the documented one (scenes.orbits, scenes.tiles).
   function describeScenes(kind, list) {
     const dates = list.map((item) => ({ date: new Instant(item.dateFrom || item.date) }));
-    slots.push(...[dates, list].map((items) => ({ list: items, pristine: items.slice() })));
     defineProperty(dates, kind, { value: list, writable: true });
     defineProperty(dates, "toJSON", { value: () => ({ [kind]: list }), writable: true });
     return dates;
@@ -92,6 +92,10 @@
     let i = 0;
     while (i < count && list[i] === pristine[i]) i++;
     if (i < count || list.length !== count) list.splice(0, list.length, ...pristine);
+  }
+
+  function restoreScenes() {
+    for (let i = 0; i < slots.length; i++) restore(slots[i].list, slots[i].pristine);
   }
 
   function withoutTiles({ tiles, ...orbit }) {
@@ -172,20 +176,24 @@
       return stringify({ input, output: { bands: returned.length } });
     },
 
-    // request: {datasets: [{key, kind, list, samples, from, to}], bands}; kind is null for SIMPLE, which has neither
-    // scenes nor a choice.
+    // request: {datasets: [{key, kind, list, samples, from, to}], bands}; kind is null for SIMPLE, which has no choice.
     prepare(request) {
       const { datasets, bands } = parse(request);
       const positions = choose(datasets);
       slots = [];
       const described = datasets.map(({ kind, list }, d) => {
-        return kind ? describeScenes(kind, positions[d].map((position) => list[position])) : {};
+        if (!kind) return describeScenes("tiles", list);
+        const kept = positions[d].map((position) => list[position]);
+        const dates = describeScenes(kind, kept);
+        for (const items of [dates, kept]) slots.push({ list: items, pristine: items.slice() });
+        return dates;
       });
-      scenes = byKey(datasets, (dataset, d) => described[d]);
+      allScenes = byKey(datasets, (dataset, d) => described[d]);
+      scenes = byKey(datasets, ({ kind }, d) => (kind ? described[d] : {}));
       const outputs = {};
       for (const id in bands) outputs[id] = { bands: bands[id] };
       const updateOutput = find("updateOutput");
-      const dates = (dataset, d) => ({ scenes: dataset.kind ? described[d].map(({ date }) => ({ date })) : [] });
+      const dates = (dataset, d) => ({ scenes: described[d].map(({ date }) => ({ date })) });
       hook = "updateOutput";
       if (updateOutput) updateOutput(outputs, byKey(datasets, dates));
       return answered("What updateOutput sets", { positions, outputs }, keepNumbers);
@@ -193,9 +201,6 @@
 
     // source: what localhub/engine/loop.py generates; the buffers stay referenced by the program as long as it lives.
     compile(source) {
-      const restoreScenes = () => {
-        for (let i = 0; i < slots.length; i++) restore(slots[i].list, slots[i].pristine);
-      };
       const isList = (value) => isArray(value) || isView(value);
       const arrayExpected = () => new Failure("Script must return an array.");
       const context = { scenes, inputMetadata, customData, outputMetadata };
@@ -215,7 +220,8 @@
     finish() {
       const updateOutputMetadata = find("updateOutputMetadata");
       hook = "updateOutputMetadata";
-      if (updateOutputMetadata) updateOutputMetadata(scenes, inputMetadata, outputMetadata);
+      restoreScenes();
+      if (updateOutputMetadata) updateOutputMetadata(allScenes, inputMetadata, outputMetadata);
       return answered("userData", outputMetadata.userData) || "{}";
     },
   };

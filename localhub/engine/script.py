@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -11,7 +12,7 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from localhub.engine.errors import invalid
+from localhub.engine.errors import EvalscriptError, invalid
 from localhub.engine.isolate import Isolate
 from localhub.engine.loop import BandInput, Layout, may_reuse_samples
 from localhub.engine.program import Program
@@ -19,7 +20,7 @@ from localhub.engine.scenes import Dataset, describe_samples, group_scenes
 from localhub.engine.setup import Output, Source, band_count, parse_setup
 from localhub.engine.simple import as_function, bands_named, is_simple
 
-_VERSION_3: Final = re.compile(r"^\s*//.*\bVERSION\s*=\s*3\b", re.MULTILINE)
+_VERSION_3: Final = re.compile(r"^[\s\ufeff]*//.*\bVERSION\s*=\s*3\b", re.MULTILINE)
 _LIST_NAMES: Final = {"ORBIT": "orbits", "TILE": "tiles"}
 
 
@@ -52,20 +53,23 @@ class Evalscript:
         source: the script's text.
         timeout_seconds: how long any one call into the script may take: loading, each hook, each chunk of pixels;
             None = as long as the limits of this process say, which also hold for its memory.
+        strict: refuse arrays that are shorter or longer than declared, instead of filling and cutting them.
 
     Raises:
         EvalscriptError: not version 3, does not parse, fails in its top-level code or in ``setup()``, or declares
             something that does not exist.
     """
 
-    def __init__(self, source: str, *, timeout_seconds: float | None = None) -> None:
+    def __init__(self, source: str, *, timeout_seconds: float | None = None, strict: bool = False) -> None:
         if not _VERSION_3.search(source):
             raise invalid("Only evalscripts of version 3 are supported; start the script with //VERSION=3.")
         self._source = source
+        self._strict = strict
         self._program: Program | None = None
+        self._wrong_lengths = Counter[str]()
         self._plan: Plan | None = None
         self._sources: tuple[Source, ...] = ()
-        self._user_data: Any = None
+        self._user_data: str | None = None
         self._isolate = Isolate(timeout_seconds)
         try:
             self.setup = parse_setup(self._load_simple() if is_simple(source) else self._load())
@@ -125,7 +129,7 @@ class Evalscript:
             Output id → values of the output's dtype, shape (bands, height, width).
 
         Raises:
-            EvalscriptError: the script failed in a pixel.
+            EvalscriptError: the script failed in a pixel, or returned a wrong number of values to a strict engine.
             ValueError: a band is missing, or its shape or dtype is not as planned.
         """
         plan = self._planned()
@@ -137,9 +141,21 @@ class Evalscript:
         ]
         dtypes = [{name: array.dtype for name, array in group.items()} for group in arrays]
         if self._program is None or self._program.dtypes != dtypes:
+            self._wrong_lengths = Counter(self.wrong_lengths())
             self._program = None
             self._program = self._compiled(plan, dtypes)
-        return self._program.run(arrays)
+        results = self._program.run(arrays)
+        if self._strict:
+            self._refuse_wrong_lengths(plan)
+        return results
+
+    def _refuse_wrong_lengths(self, plan: Plan) -> None:
+        declared = {output.id: output.bands for output in plan.outputs}
+        for name, pixels in self.wrong_lengths().items():
+            raise EvalscriptError(
+                f"Failed to evaluate script!\nScript must return an array of {declared[name]} values for the output "
+                f"'{name}'; {pixels} pixels returned another number."
+            )
 
     def _compiled(self, plan: Plan, dtypes: Sequence[Mapping[str, np.dtype[Any]]]) -> Program:
         layouts = [
@@ -151,7 +167,7 @@ class Evalscript:
 
     def wrong_lengths(self) -> dict[str, int]:
         """Output id → pixels so far whose array was shorter (rest 0) or longer (rest dropped) than declared."""
-        return {} if self._program is None else self._program.wrong_lengths()
+        return dict(self._wrong_lengths + Counter(self._program.wrong_lengths() if self._program else {}))
 
     def messages(self) -> list[str]:
         """What the script has printed to the console so far: the first 100 messages, 1000 characters of each."""
@@ -165,8 +181,8 @@ class Evalscript:
             EvalscriptError: the script failed.
         """
         if self._user_data is None:
-            self._user_data = _parsed(self._isolate.call("finish"))
-        return self._user_data
+            self._user_data = str(self._isolate.call("finish"))
+        return _parsed(self._user_data)
 
     def _load(self) -> Any:
         self._isolate.load(self._source)
@@ -235,12 +251,11 @@ def _grouped(source: Source, dataset: Dataset) -> tuple[tuple[int, ...], ...]:
 
 
 def _described(source: Source, dataset: Dataset, groups: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """A dataset as ``prelude.js`` takes it; without a kind of list for SIMPLE, which knows no scenes."""
-    kind = _LIST_NAMES.get(source.mosaicking)
+    """A dataset as ``prelude.js`` takes it; without a kind of list for SIMPLE, which has no choice among scenes."""
     return {
         "key": source.key,
-        "kind": kind,
-        "list": describe_samples(dataset.scenes, groups, source.mosaicking) if kind else [],
+        "kind": _LIST_NAMES.get(source.mosaicking),
+        "list": describe_samples(dataset.scenes, groups, source.mosaicking, bounds=source.bounds),
         "samples": len(groups),
         "from": _iso(dataset.time_from),
         "to": _iso(dataset.time_to),
