@@ -101,7 +101,7 @@ const {{ {", ".join(ARRAY_TYPES.values())} }} = given.arrays;
 {_declare("input", ((ARRAY_TYPES[band.dtype.name], samples * LANES * blocks) for band, samples in inputs))}
 {_declare("output", ((ARRAY_TYPES[output.dtype.name], output.bands * LANES * blocks) for output in outputs))}
 const wrongLengths = [{", ".join("0" for _ in outputs)}];
-const takesScenes = !{_SAMPLES_ONLY}.test(evaluatePixel);
+const takesScenes = {_takes_scenes(layouts)};
 {samples}
 {"".join(_store_code(k, output) for k, output in enumerate(outputs))}
 function evaluateOne(block, lane) {{
@@ -127,12 +127,17 @@ def _first_argument(layouts: Sequence[Layout]) -> str:
     """What evaluatePixel gets: the samples of the only dataset, or those of each by its key."""
     calls = [f"samples{d}(block * {layout.samples * LANES} + lane)" for d, layout in enumerate(layouts)]
     if layouts[0].key is None:
-        return f"{calls[0]}[0]" if layouts[0].simple else calls[0]
+        return calls[0]
     return (
         "{ "
         + ", ".join(f"{json.dumps(layout.key)}: {call}" for layout, call in zip(layouts, calls, strict=True))
         + " }"
     )
+
+
+def _takes_scenes(layouts: Sequence[Layout]) -> str:
+    """Whether evaluatePixel can reach the scenes' arrays; SIMPLE has none."""
+    return "false" if all(layout.simple for layout in layouts) else f"!{_SAMPLES_ONLY}.test(evaluatePixel)"
 
 
 def may_reuse_samples(source: str, bands: Iterable[str]) -> bool:
@@ -165,11 +170,16 @@ def _numbered(prefix: str, items: Sequence[object]) -> str:
 
 
 def _sample_code(d: int, layout: Layout, first_input: int, *, reuse: bool) -> str:
-    """A function that gives a pixel's samples of a dataset, from where its first sample's numbers are."""
+    """A function that gives a pixel's samples of a dataset, from where its first sample's numbers are.
+
+    A single object is made for each pixel: where V8 inlines a short script it is never allocated.
+    """
     bands, samples = layout.bands, layout.samples
     values = [f"input{first_input + k}[at]{_times(band.factor)}" for k, band in enumerate(bands)]
     names = [json.dumps(band.name) for band in bands]
     fresh = ", ".join(f"{name}: {value}" for name, value in zip(names, values, strict=True))
+    if layout.simple and layout.key is None:
+        return f"function samples{d}(at) {{ return {{ {fresh} }}; }}"
     if not reuse:
         return f"""
 function samples{d}(at) {{
