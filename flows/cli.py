@@ -1,4 +1,4 @@
-"""The command line: ``eopatch-flow run | plan | localhub | demo``.
+"""The command line: ``eopatch-flow run | plan | preview | localhub | demo``.
 
 Prefect and the geospatial libraries are imported by the commands, after the settings that they read at import, and so
 that ``--help`` answers at once.
@@ -63,6 +63,45 @@ def plan(config: Config) -> None:
     records = survey_order(order)
     Console().print(Markdown(plan_markdown(plan_report(order, records))))
     typer.echo(ordered_already(order, records))
+
+
+@app.command()
+def preview(  # noqa: PLR0913, PLR0917 - each is an option that a person gives
+    script: Annotated[Path, typer.Argument(help="File with an evalscript (V3).", metavar="SCRIPT")],
+    bbox: Annotated[str, typer.Option(help="The whole area: W,S,E,N in degrees.", metavar="W,S,E,N")],
+    period: Annotated[str, typer.Option(help="First and last day.", metavar="START/END")],
+    at: Annotated[
+        str | None, typer.Option(help="Middle of the window; the area's by default.", metavar="LON,LAT")
+    ] = None,
+    collection: Annotated[str | None, typer.Option(help="sentinel-2-l1c (default) or sentinel-2-l2a.")] = None,
+    grid: Annotated[int | None, typer.Option(help="Tiling grid of the area: 0, 1 (default) or 2.")] = None,
+    resolution: Annotated[float | None, typer.Option(help="Pixel size, metres; 10 by default.")] = None,
+    size: Annotated[int | None, typer.Option(help="Columns and rows of the window at most; 512 by default.")] = None,
+    mosaicking_order: Annotated[str | None, typer.Option(help="mostRecent (default), leastRecent, leastCC.")] = None,
+    max_cloud_cover: Annotated[int | None, typer.Option(help="Percent; scenes with more are left out.")] = None,
+    output: Annotated[str | None, typer.Option(help="Which output to show; 'default' or the first one.")] = None,
+    base_url: Annotated[str | None, typer.Option(help="Sentinel Hub's address; localhub's by default.")] = None,
+    token_url: Annotated[str | None, typer.Option(help="Where tokens are given, if that is not known.")] = None,
+    credentials_block: Annotated[
+        str | None, typer.Option(help="Prefect block; SH_CLIENT_ID and SH_CLIENT_SECRET by default.")
+    ] = None,
+    png: Annotated[Path | None, typer.Option(help="File to write; preview-SCRIPT.png by default.")] = None,
+) -> None:
+    """Draw one small window by the Process API, and tell its price and that of the whole area.
+
+    Only the window is bought.
+    """
+    from flows.preview import preview as buy_window
+    from flows.preview import preview_text, read_wish
+
+    service = {"base_url": base_url, "token_url": token_url, "credentials_block": credentials_block}
+    wish = {
+        "script": script, "bbox": bbox, "period": period, "at": at, "collection": collection, "grid": grid,
+        "resolution": resolution, "size": size, "mosaicking_order": mosaicking_order,
+        "max_cloud_cover": max_cloud_cover, "output": output, "png": png,
+        "service": {name: value for name, value in service.items() if value is not None},
+    }  # fmt: skip
+    typer.echo(preview_text(buy_window(read_wish(wish))))
 
 
 @app.command()

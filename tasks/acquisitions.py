@@ -130,15 +130,27 @@ def samples_of(tiles: Sequence[Tile], acquisitions: Acquisitions, mosaicking: st
     with ORBIT each day (UTC), with SIMPLE all of them together. The script's ``preProcessScenes`` may drop some, which
     then cost nothing: the count is the most that it gets.
     """
-    shapes, owners = _on_the_map(tiles)
-    placed, scenes = shapely.STRtree(acquisitions.footprints).query(shapes, predicate="intersects")
+    met, scenes = _meetings(tiles, acquisitions)
     of_scene = {
         "TILE": np.arange(len(acquisitions)),
         "ORBIT": acquisitions.times.astype("datetime64[D]").astype(np.int64),
         "SIMPLE": np.zeros(len(acquisitions), np.int64),
     }[mosaicking]
-    samples = np.unique(np.stack([owners[placed], of_scene[scenes]]), axis=1)
+    samples = np.unique(np.stack([met, of_scene[scenes]]), axis=1)
     return np.bincount(samples[0], minlength=len(tiles))
+
+
+def scenes_of(tiles: Sequence[Tile], acquisitions: Acquisitions) -> int:
+    """Count the scenes that meet any of the tiles."""
+    _, scenes = _meetings(tiles, acquisitions)
+    return len(np.unique(scenes))
+
+
+def _meetings(tiles: Sequence[Tile], acquisitions: Acquisitions) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Which tile meets which scene, numbers of both, shape (meetings,); a pair may come twice."""
+    shapes, owners = _on_the_map(tiles)
+    placed, scenes = shapely.STRtree(acquisitions.footprints).query(shapes, predicate="intersects")
+    return owners[placed], scenes
 
 
 def _on_the_map(tiles: Sequence[Tile]) -> tuple[NDArray[np.object_], NDArray[np.int64]]:

@@ -22,6 +22,7 @@ from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
 
 from tasks.errors import InvalidInput
+from tasks.evalscript import Script
 from tasks.grid import GRIDS, Tile, tiles_of_geopackage, tiles_of_grid
 from tasks.ledger import TileRecord, TileState
 
@@ -273,6 +274,36 @@ def provisional_price(
         )
 
     return Price(request("low"), request("likely"), request("high"))
+
+
+def tile_prices_pu(tiles: Iterable[Tile], samples: Iterable[float], script: Script) -> list[float]:
+    """Price of each tile from the number of samples that the script gets there; 0 without any ("No data" is free)."""
+    bands, floats = priced_bands(script.input_bands), any(kind == "FLOAT32" for _, _, kind in script.outputs)
+    return [
+        tile_price_pu(tile.width * tile.height, bands, count, float_output=floats)
+        for tile, count in zip(tiles, samples, strict=True)
+    ]
+
+
+def counted_price(tiles: Sequence[Tile], samples: NDArray[Any], script: Script, kept: float = 1.0) -> Price:
+    """Price of a request from the samples that the Catalog lets expect.
+
+    What ``preProcessScenes`` leaves out costs nothing, and is not known before: all but one sample of a tile, at most.
+    Without that function the three are one.
+
+    Args:
+        tiles: to be processed.
+        samples: of each tile, shape (tiles,), see `tasks.acquisitions.samples_of`.
+        script: decides on bands, format, and whether scenes may be left out.
+        kept: share of the samples that it is likely to keep, if it may leave out any.
+    """
+
+    def request(counts: NDArray[Any]) -> float:
+        return request_price_pu(tile_prices_pu(tiles, counts.tolist(), script))
+
+    least = np.minimum(samples, 1) if script.drops_scenes else samples
+    likely = np.maximum(least, kept * samples) if script.drops_scenes else samples
+    return Price(request(least), request(likely), request(samples))
 
 
 def _full_price_pu(pixels: int, bands: int, acquisitions: float, *, float_output: bool) -> float:

@@ -19,7 +19,7 @@ from localhub.engine.scenes import SceneInfo, group_scenes
 from localhub.seaweed import SeaweedFS
 from localhub.server import LocalHub
 from tasks import acquisitions as module
-from tasks.acquisitions import Acquisitions, find_acquisitions, samples_of, search_area
+from tasks.acquisitions import Acquisitions, find_acquisitions, samples_of, scenes_of, search_area
 from tasks.errors import InvalidInput, ServiceError, Unavailable
 from tasks.grid import Tile, lonlat_shape, tiles_of_grid
 from tasks.plan import tile_price_pu
@@ -171,6 +171,8 @@ def test_two_orbits_of_one_day_are_one_sample_with_orbit_and_two_with_tile(catal
     assert samples_of(FOUR_TILES, found, "TILE").tolist() == [18, 19, 11, 10]
     assert samples_of(FOUR_TILES, found, "ORBIT").tolist() == [16, 17, 11, 10]
     assert samples_of(FOUR_TILES, found, "SIMPLE").tolist() == [1, 1, 1, 1]
+    assert scenes_of(FOUR_TILES, found) == len(IN_JUNE)
+    assert scenes_of(FOUR_TILES[2:3], found) == 11
 
 
 def test_nothing_acquired_is_no_sample() -> None:

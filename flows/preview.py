@@ -1,0 +1,323 @@
+"""``eopatch-flow preview``: a picture of one small window, and what it and the whole area cost."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from shapely.geometry.base import BaseGeometry
+
+from tasks.acquisitions import Acquisitions, find_acquisitions, samples_of, scenes_of, search_area
+from tasks.batch import process_request
+from tasks.errors import InvalidInput, NotYet, Unavailable
+from tasks.evalscript import Collection, Imagery, Output, Script, load_script
+from tasks.grid import Tile
+from tasks.plan import (
+    MIN_REQUEST_PU,
+    Area,
+    Period,
+    Price,
+    Tiling,
+    area_geometry,
+    counted_price,
+    plan_tiles,
+    priced_bands,
+    process_price_pu,
+)
+from tasks.preview import (
+    MAX_PIXELS,
+    Answer,
+    Picture,
+    chosen_output,
+    fetch,
+    picture_of,
+    tile_at,
+    window_of,
+    window_request,
+)
+from tasks.service import Service, connect_catalog, connect_process
+from tasks.storage import is_loopback
+
+SAME_PRICE = 0.005
+"""Relative difference below which two prices count as one: the service rounds what it says."""
+
+
+def _numbers(text: Any) -> Any:
+    return [part.strip() for part in text.split(",")] if isinstance(text, str) else text
+
+
+def _days(text: Any) -> Any:
+    if not isinstance(text, str):
+        return text
+    start, slash, end = text.partition("/")
+    if not slash:
+        raise ValueError("first and last day are needed, such as 2019-06-01/2019-08-31")
+    return {"start": start, "end": end, "step_days": 1}
+
+
+class Wish(BaseModel):
+    """What the command line asks for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    script: Path
+    bbox: Annotated[tuple[float, float, float, float], BeforeValidator(_numbers)]
+    """Of the whole area: west, south, east, north, degrees."""
+    period: Annotated[Period, BeforeValidator(_days)]
+    at: Annotated[tuple[float, float] | None, BeforeValidator(_numbers)] = None
+    """Middle of the window, longitude and latitude; None for the middle of the area."""
+    collection: Collection = "sentinel-2-l1c"
+    grid: Literal[0, 1, 2] = 1
+    resolution: float = Field(default=10.0, gt=0)
+    """Pixel size of window and tiles, metres."""
+    size: int = Field(default=512, ge=1, le=MAX_PIXELS)
+    """Columns and rows of the window at most."""
+    mosaicking_order: Literal["mostRecent", "leastRecent", "leastCC"] = "mostRecent"
+    max_cloud_cover: int = Field(default=100, ge=0, le=100)
+    output: str | None = None
+    service: Service = Service()
+    png: Path | None = None
+    """File to write; None for one in the current folder, named after the script."""
+
+    @model_validator(mode="after")
+    def _the_point_lies_in_the_area(self) -> Self:
+        west, south, east, north = self.bbox
+        if self.at is not None and not (west <= self.at[0] <= east and south <= self.at[1] <= north):
+            raise ValueError(f"the point {self.at[0]:g}, {self.at[1]:g} lies outside of the bbox; give one within")
+        return self
+
+    @property
+    def file(self) -> Path:
+        """Where the picture goes."""
+        return self.png or Path(f"preview-{self.script.stem}.png")
+
+    @property
+    def middle(self) -> tuple[float, float]:
+        """Where the window lies, longitude and latitude."""
+        west, south, east, north = self.bbox
+        return self.at or ((west + east) / 2, (south + north) / 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """The window that was bought, and what the whole area would cost.
+
+    Attributes:
+        wish: as given.
+        script: as it was sent.
+        output: that is shown.
+        tile: whose pixels the window has.
+        window: the raster.
+        picture: of it.
+        spent_pu: what the service says that the window cost, processing units; None when it does not say.
+        window_samples: that the Catalog lets expect in the window.
+        tiles: of the whole area.
+        acquisitions: scenes that meet any of the tiles.
+        samples: that the Catalog lets expect on each tile, shape (tiles,).
+    """
+
+    wish: Wish
+    script: Script
+    output: Output
+    tile: Tile
+    window: Tile
+    picture: Picture
+    spent_pu: float | None
+    window_samples: int
+    tiles: tuple[Tile, ...]
+    acquisitions: int
+    samples: NDArray[np.int64]
+
+    @property
+    def window_pu(self) -> float:
+        """Price of the window by the published rule."""
+        _, _, sample_type = self.output
+        floats = sample_type == "FLOAT32"
+        return _process_pu(self.script, self.window, self.window_samples, float_output=floats)
+
+    @property
+    def kept(self) -> float:
+        """Share of the samples that the script kept in the window, as the price tells."""
+        return 1.0 if self.spent_pu is None else min(1.0, self.spent_pu / self.window_pu)
+
+    @property
+    def batch_price(self) -> Price:
+        """Price of the whole area by the Batch API."""
+        return counted_price(self.tiles, self.samples, self.script, self.kept)
+
+    @property
+    def process_pu(self) -> float:
+        """Price of the same tiles by the Process API, one request each, when as much is kept as in the window."""
+        floats = any(kind == "FLOAT32" for _, _, kind in self.script.outputs)
+        kept = self.kept if self.script.drops_scenes else 1.0
+        pairs = zip(self.tiles, self.samples.tolist(), strict=True)
+        return sum(_process_pu(self.script, tile, count * kept, float_output=floats) for tile, count in pairs)
+
+
+def read_wish(options: Mapping[str, Any]) -> Wish:
+    """Check the command's options; one that is None counts as not given.
+
+    Raises:
+        InvalidInput: every problem, with its option.
+    """
+    try:
+        return Wish.model_validate({name: value for name, value in options.items() if value is not None})
+    except ValidationError as error:
+        raise InvalidInput("\n".join(_problem(one) for one in error.errors())) from error
+
+
+def preview(wish: Wish) -> Preview:
+    """Buy the window, draw it, and count what the whole area would cost.
+
+    Everything that costs nothing comes first: what is wrong is told before anything is bought.
+
+    Raises:
+        InvalidInput: the script, an option, or what the service says of them.
+        AccessDenied: the credentials.
+        Unavailable: the service does not answer.
+    """
+    _check_folder(wish.file)
+    period = wish.period
+    imagery = Imagery(collection=wish.collection, evalscript=str(wish.script))
+    script = load_script(imagery, period.start, period.end, period.step_days)
+    output = chosen_output(script, wish.output)
+    area = _area(wish)
+    tiles = plan_tiles(Tiling(grid=wish.grid, resolution_m=wish.resolution), area)
+    tile = tile_at(tiles, wish.middle)
+    window = window_of(tile, area, wish.middle, wish.size)
+    with _told_how_to_start(wish.service):
+        found = _acquisitions(wish, [*tiles, window])
+        answer = _bought(wish, script, output, window)
+    picture = picture_of(answer.content, output)
+    wish.file.write_bytes(picture.png)
+    samples = samples_of([*tiles, window], found, script.mosaicking)
+    return Preview(
+        wish=wish,
+        script=script,
+        output=output,
+        tile=tile,
+        window=window,
+        picture=picture,
+        spent_pu=answer.spent_pu,
+        window_samples=int(samples[-1]),
+        tiles=tuple(tiles),
+        acquisitions=scenes_of(tiles, found),
+        samples=samples[:-1],
+    )
+
+
+def preview_text(found: Preview) -> str:
+    """Say what was bought, how the picture was made, and what the area costs: one fact a line."""
+    wish, window = found.wish, found.window
+    lon, lat = wish.middle
+    identifier, bands, sample_type = found.output
+    values = found.picture.values
+    lines = {
+        "Picture": f"{wish.file}",
+        "Window": f"{window.width} x {window.height} pixels of {wish.resolution:g} m near {lon:.4f}, {lat:.4f} "
+        f"(EPSG:{window.epsg}, tile {found.tile.name})",
+        "Output": f"'{identifier}', {bands} band{'s' * (bands > 1)} of {sample_type}, {found.picture.how}",
+        "Values": "none is valid" if values is None else f"{values[0]:.6g} to {values[1]:.6g}",
+        "Samples": _samples_text(found),
+        "Price": _window_price_text(found),
+        "Whole area": f"{len(found.tiles)} tile{'s' * (len(found.tiles) > 1)} of grid {wish.grid}, "
+        f"{found.acquisitions} acquisitions, {_between(found.samples)} samples a tile (mosaicking "
+        f"{found.script.mosaicking})",
+        "  by Batch": _batch_price_text(found),
+        "  by Process": f"{found.process_pu:,.2f} PU for the same tiles",
+    }
+    return "\n".join(f"{name:<13} {text}" for name, text in lines.items())
+
+
+def _area(wish: Wish) -> BaseGeometry:
+    area = area_geometry(Area(bbox=wish.bbox))
+    assert area is not None  # noqa: S101 - it has a bbox
+    return area
+
+
+def _acquisitions(wish: Wish, tiles: list[Tile]) -> Acquisitions:
+    return find_acquisitions(
+        connect_catalog(wish.service),
+        wish.collection,
+        (wish.period.start, wish.period.end),
+        search_area(tiles),
+        max_cloud_coverage=wish.max_cloud_cover,
+        patience_seconds=0,
+    )
+
+
+def _bought(wish: Wish, script: Script, output: Output, window: Tile) -> Answer:
+    days = wish.period.start, wish.period.end
+    request = process_request(None, wish.collection, *days, wish.max_cloud_cover, script)
+    return fetch(connect_process(wish.service), window_request(request, window, output, wish.mosaicking_order))
+
+
+@contextmanager
+def _told_how_to_start(service: Service) -> Iterator[None]:
+    """Where the stand-in does not answer, say how it is started."""
+    try:
+        yield
+    except NotYet:
+        raise
+    except Unavailable as error:
+        if not is_loopback(service.base_url):
+            raise
+        raise Unavailable(
+            f"{error}\nIf localhub is not running at {service.base_url}, start it with 'eopatch-flow localhub'."
+        ) from error
+
+
+def _check_folder(file: Path) -> None:
+    if not file.parent.is_dir():
+        raise InvalidInput(f"--png: the folder {file.parent} does not exist; make it, or name another.")
+
+
+def _process_pu(script: Script, tile: Tile, samples: float, *, float_output: bool) -> float:
+    bands = priced_bands(script.input_bands)
+    return process_price_pu(tile.width * tile.height, bands, samples, float_output=float_output)
+
+
+def _samples_text(found: Preview) -> str:
+    if found.window_samples == 0:
+        return "no acquisition meets the window: it shows what the script makes of none"
+    return f"{found.window_samples} in the window, by the Catalog (mosaicking {found.script.mosaicking})"
+
+
+def _window_price_text(found: Preview) -> str:
+    rule = f"{found.window_pu:,.4g} PU by the published rule"
+    if found.spent_pu is None:
+        return f"not told by the service; {rule}"
+    spent = f"{found.spent_pu:,.4g} PU spent on the window"
+    if abs(found.spent_pu - found.window_pu) <= SAME_PRICE * found.window_pu:
+        return f"{spent}, as the published rule says"
+    why = ": preProcessScenes left out the rest" if found.script.drops_scenes and found.kept < 1 else ""
+    return f"{spent}; {rule} for {found.window_samples} samples{why}"
+
+
+def _batch_price_text(found: Preview) -> str:
+    price = found.batch_price
+    if price.low == price.high:
+        least = " (the least that a request costs)" if price.high == MIN_REQUEST_PU else ""
+        return f"{price.high:,.2f} PU{least}"
+    return (
+        f"{price.likely:,.2f} PU if as many samples are kept as in the window; from {price.low:,.2f} to "
+        f"{price.high:,.2f} PU"
+    )
+
+
+def _between(samples: NDArray[np.int64]) -> str:
+    least, most = int(samples.min()), int(samples.max())
+    return f"{most}" if least == most else f"{least} to {most}"
+
+
+def _problem(error: Any) -> str:
+    """One problem, named by the option that has it."""
+    names = [str(part) for part in error["loc"] if isinstance(part, str) and part != "service"]
+    option = f"--{names[0].replace('_', '-')}: " if names else ""
+    text = error["msg"].removeprefix("Value error, ")
+    came = f" (came: {error['input']!r})" if isinstance(error["input"], str | int | float | list) else ""
+    return f"{option}{text}{came}"
