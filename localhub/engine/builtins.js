@@ -24,11 +24,14 @@
     return rgb2int(mixed(int2rgb(first), int2rgb(second), share).map(round));
   }
 
-  // The colour between two: of integers each byte by `whole`, of arrays as it comes.
-  function between(low, high, share, whole) {
-    if (isArray(low)) return mixed(high, low, share);
-    return normalizeRGB(mixed(int2rgb(high), int2rgb(low), share).map(whole));
+  // The colour between two: of integers each byte by `whole`; of arrays as it comes, or as if they were bytes / 255.
+  function between(low, high, share, whole, normalized) {
+    if (!isArray(low)) return normalizeRGB(mixed(int2rgb(high), int2rgb(low), share).map(whole));
+    const color = mixed(high, low, share);
+    return normalized ? color.map((v) => whole(v * 255 + TINY) / 255) : color;
   }
+  const TINY = 1e-9; // what is a byte in decimals must not fall below it in doubles
+  const isNormalized = ([, color]) => !isArray(color) || color.every((v) => v >= 0 && v <= 1);
 
   const blueRed = [[1, 0x000080], [0.875, 0x0000ff], [0.625, 0x00ffff], [0.375, 0xffff00], [0.125, 0xff0000], [0, 0x800000]];
   const redTemperature = [[1, 0x000000], [0.525, 0xae0000], [0.3, 0xff6e00], [0.25, 0xff8600], [0, 0xffffff]];
@@ -111,14 +114,14 @@
   }
 
   // Colours between stops in ascending order; `whole` turns what lies between two bytes into a byte.
-  function colorAt(v, stops, whole) {
+  function colorAt(v, stops, whole, normalized) {
     const last = stops[stops.length - 1];
     if (!(v > stops[0][0])) return shown(stops[0][1]);
     if (v >= last[0]) return shown(last[1]);
     let i = 1;
     while (v > stops[i][0]) i++;
     const [low, high] = [stops[i - 1], stops[i]];
-    return between(low[1], high[1], (v - low[0]) / (high[0] - low[0]), whole);
+    return between(low[1], high[1], (v - low[0]) / (high[0] - low[0]), whole, normalized);
   }
 
   class ColorRampVisualizer extends Visualizer {
@@ -130,10 +133,11 @@
       const high = maxVal === undefined ? last : maxVal;
       const moved = low !== first || high !== last;
       this.stops = stops.map(([v, color]) => [moved ? low + ((v - first) / (last - first)) * (high - low) : v, color]);
+      this.normalized = stops.every(isNormalized);
     }
 
     process(v) {
-      return colorAt(v, this.stops, trunc);
+      return colorAt(v, this.stops, trunc, this.normalized);
     }
 
     inverse() {

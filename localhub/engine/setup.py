@@ -10,6 +10,8 @@ from localhub.engine.bands import unit_factor
 from localhub.engine.errors import invalid
 
 MOSAICKINGS: Final = ("SIMPLE", "ORBIT", "TILE")
+MOST_BANDS: Final = 65535
+"""Of an output: what a TIFF can say (TIFF 6.0, SamplesPerPixel)."""
 DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
     "AUTO": np.dtype("uint8"),
     "UINT8": np.dtype("uint8"),
@@ -225,4 +227,6 @@ def band_count(declared: Any) -> int:
     count = len(declared) if isinstance(declared, list) else declared
     if isinstance(count, bool) or not isinstance(count, int | float) or count != int(count) or count < 0:
         raise invalid(f"bands of an output must be a whole number, not {declared!r}.")
+    if count > MOST_BANDS:
+        raise invalid(f"An output can have {MOST_BANDS} bands at most, not {count:.6g}.")
     return int(count)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from py_mini_racer import mini_racer
 
 from localhub.engine import Evalscript
 from tests.localhub.engine.engine_runs import dataset
@@ -33,6 +34,7 @@ def value_of(expression: str) -> Any:
 FIVE = "[-10, -5, 0, 5, 10], [-1000, -50, 0, 50, 1000]"
 MAP = "new ColorMapVisualizer([[200, 0xff0000], [300, 0x0000ff]])"
 RAMP = "new ColorRampVisualizer([[200, 0xFF0000], [300, 0x0000FF]])"
+RAMP_OF_ARRAYS = "new ColorRampVisualizer([[200, [1, 0, 0]], [300, [0, 0, 1]]])"
 COMPRESS = "new HighlightCompressVisualizer(0.1, 0.4)"
 TRIPLETS = "[[0,0,0],[0.1,0.2,0.5],[0.25,0.4,0.5],[0.4,0.6,0.5],[0.75,0.8,0.5],[1,1,0.5]]"
 
@@ -47,6 +49,11 @@ DOCUMENTED = {
     f"{RAMP}.process(250)": [0.4980392156862745, 0, 0.4980392156862745],
     f"{RAMP}.process(299)": [0.00784313725490196, 0, 0.9882352941176471],
     f"{RAMP}.process(300)": [0, 0, 1],
+    f"{RAMP_OF_ARRAYS}.process(199)": [1, 0, 0],
+    f"{RAMP_OF_ARRAYS}.process(200)": [1, 0, 0],
+    f"{RAMP_OF_ARRAYS}.process(250)": [0.4980392156862745, 0, 0.4980392156862745],
+    f"{RAMP_OF_ARRAYS}.process(299)": [0.00784313725490196, 0, 0.9882352941176471],
+    f"{RAMP_OF_ARRAYS}.process(300)": [0, 0, 1],
     "ColorRampVisualizer.createRedTemperature(0.0, 1.0).process(0.0)": [0, 0, 0],
     "ColorRampVisualizer.createRedTemperature(0.0, 1.0).process(0.3)": [1, 0.43137254901960786, 0],
     "ColorRampVisualizer.createRedTemperature(0.0, 1.0).process(0.5)": [1, 0.5137254901960784, 0],
@@ -131,7 +138,65 @@ DOCUMENTED = {
         "water": 0,
     },
 }
-"""Expression → value, as the documentation's "Utility Functions" print them."""
+"""Expression → value: all that the documentation's "Utility Functions" print, without those in tables."""
+
+MAPPED = "[-10, -5, 0, 5, 10], [-100, -50, 0, 50, 100]"
+JUST_ABOVE = 1e-9
+MAPPINGS = {
+    **{f"valueMap({v}, {MAPPED})": -100 for v in (-1e9, -10)},
+    **{f"valueMap({v}, {MAPPED})": -50 for v in (-10 + JUST_ABOVE, -5)},
+    **{f"valueMap({v}, {MAPPED})": 0 for v in (-5 + JUST_ABOVE, 0)},
+    **{f"valueMap({v}, {MAPPED})": 50 for v in (JUST_ABOVE, 5)},
+    **{f"valueMap({v}, {MAPPED})": 100 for v in (5 + JUST_ABOVE, 10, 1e9)},
+    **{f"valueInterpolate({v}, {FIVE})": -1000 for v in (-1e9, -10)},
+    **{f"valueInterpolate({v}, {FIVE})": 1000 for v in (10, 1e9)},
+    **dict(zip((f"valueInterpolate({v}, {FIVE})" for v in (-5, 0, 5)), (-50, 0, 50), strict=True)),
+    **dict(zip((f"valueInterpolate({v}, {FIVE})" for v in (-7.5, -2.5, 2.5, 7.5)), (-525, -25, 25, 525), strict=True)),
+}
+"""The tables "defines the following mapping" of both functions: the ends of each interval, and halfway between them."""
+
+DEFAULT_MAP = {
+    -1.0: 0x000000, -0.2: 0xFF0000, -0.1: 0x9A0000, 0.0: 0x660000, 0.1: 0xFFFF33, 0.2: 0xCCCC33, 0.3: 0x666600,
+    0.4: 0x33FFFF, 0.5: 0x33CCCC, 0.6: 0x006666, 0.7: 0x33FF33, 0.8: 0x33CC33, 0.9: 0x006600,
+}  # fmt: skip
+OCEAN = {
+    0.0: (147, 0, 108), 0.0471: (111, 0, 144), 0.098: (72, 0, 183), 0.149: (33, 0, 222), 0.2: (0, 10, 255),
+    0.2471: (0, 74, 255), 0.298: (0, 144, 255), 0.349: (0, 213, 255), 0.4: (0, 255, 215), 0.4471: (0, 255, 119),
+    0.498: (0, 255, 15), 0.549: (96, 255, 0), 0.6: (200, 255, 0), 0.6471: (255, 235, 0), 0.698: (255, 183, 0),
+    0.749: (255, 131, 0), 0.8: (255, 79, 0), 0.8471: (255, 31, 0), 0.898: (230, 0, 0), 0.949: (165, 0, 0),
+    1.0: (105, 0, 0),
+}  # fmt: skip
+CONSTANTS = {
+    "JAVA_DOUBLE_MAX_VAL": 1.7976931348623157e308,
+    "blueRed": [[1, 0x000080], [0.875, 0x0000FF], [0.625, 0x00FFFF], [0.375, 0xFFFF00], [0.125, 0xFF0000],
+                [0, 0x800000]],
+    "redTemperature": [[1, 0x000000], [0.525, 0xAE0000], [0.3, 0xFF6E00], [0.25, 0xFF8600], [0, 0xFFFFFF]],
+    "greenWhite": [[1, 0x000000], [0.6, 0x006600], [0.3, 0x80B300], [0, 0xFFFFFF]],
+    "oceanColor": [[position, [part / 255 for part in color]] for position, color in OCEAN.items()],
+    "SampleType": {name: name for name in ("INT8", "UINT8", "INT16", "UINT16", "FLOAT32", "AUTO")},
+    "Mosaicking": {name: name for name in ("SIMPLE", "ORBIT", "TILE")},
+    "Object.keys(decodeS3OLCIQualityFlags(0)).filter((name) => !name.startsWith('saturated')).sort()": [
+        "bright", "coastline", "cosmetic", "dubious", "duplicated", "fresh_inland_water", "invalid", "land",
+        "straylight_risk", "sun_glint_risk", "tidal_region",
+    ],
+    "Object.keys(decodeS3OLCIQualityFlags(0)).filter((name) => name.startsWith('saturated'))": [
+        f"saturatedB{band:02d}" for band in range(1, 22)
+    ],
+}  # fmt: skip
+"""The documented constants, and the keys that are documented of what a function returns."""
+
+OLCI_FLAGS = (
+    *(f"saturatedB{band:02d}" for band in range(21, 0, -1)),
+    *("dubious", "sun_glint_risk", "duplicated", "cosmetic", "invalid", "straylight_risk", "bright", "tidal_region"),
+    *("fresh_inland_water", "coastline", "land"),
+)
+"""From the lowest bit on, as in the products of Sentinel-3."""
+LANDSAT_8_FLAGS = {
+    0: "designatedFill", 1: "terrainOcclusion", 2: "radiometricSaturation", 4: "cloud", 5: "cloudConfidence",
+    7: "cloudShadowConfidence", 9: "snowIceConfidence", 11: "cirrusConfidence",
+}  # fmt: skip
+"""Lowest bit → name, in quality bands of Landsat 8's first collection."""
+PAIRED = ("ColorMapVisualizer", "ColorRampVisualizer")
 
 RELIED_UPON = {
     "normalizeRGB([0, 51, 255])": [0, 0.2, 1],
@@ -171,8 +236,15 @@ RELIED_UPON = {
     "decodeS3OLCIQualityFlags(2 ** 31).coastline": 0,
     "decodeS3OLCIQualityFlags(2 ** 20).saturatedB01": 1,
     "decodeS3OLCIQualityFlags(1).saturatedB21": 1,
-    "blueRed.length + redTemperature.length + greenWhite.length + oceanColor.length": 36,
-    "JAVA_DOUBLE_MAX_VAL": 1.7976931348623157e308,
+    **{f"decodeS3OLCIQualityFlags(2 ** {bit}).{name}": 1 for bit, name in enumerate(OLCI_FLAGS)},
+    **{f"decodeLs8Qa(2 ** {bit}).{name}": 1 for bit, name in LANDSAT_8_FLAGS.items()},
+    **{f"new {name}([[0, [0, 0, 0]], [1, [9, 9, 9]]]).processList([0, 1])[1]": [9, 9, 9] for name in PAIRED},
+    "new DefaultVisualizer().processList([0.25, 2])": [0.25, 1],
+    "new Identity().processList([1, 2])": [[1], [2]],
+    "valueMap(3, undefined, [1])": 3,
+    "valueMap(3, [1])": 3,
+    "valueInterpolate(3, [1])": 3,
+    "colorMap(3, [1])": 3,
 }
 """What the documentation does not print and published scripts rely on (research note evalscript-v3, section 8)."""
 
@@ -180,7 +252,7 @@ RELIED_UPON = {
 @pytest.fixture(scope="module")
 def computed() -> dict[str, Any]:
     """All expressions, in one context."""
-    expressions = [*DOCUMENTED, *RELIED_UPON]
+    expressions = [*DOCUMENTED, *MAPPINGS, *CONSTANTS, *RELIED_UPON]
     return dict(zip(expressions, values_of(*expressions), strict=True))
 
 
@@ -194,15 +266,75 @@ def test_documented_examples_give_the_documented_values(expression: str, compute
     assert computed[expression] == approximately(DOCUMENTED[expression])
 
 
+@pytest.mark.parametrize("expression", MAPPINGS)
+def test_documented_mappings_hold_at_the_ends_of_their_intervals(expression: str, computed: dict[str, Any]) -> None:
+    assert computed[expression] == pytest.approx(MAPPINGS[expression], abs=1e-9)
+
+
+@pytest.mark.parametrize("expression", CONSTANTS)
+def test_documented_constants_have_the_documented_values(expression: str, computed: dict[str, Any]) -> None:
+    assert computed[expression] == CONSTANTS[expression]
+
+
+def test_the_default_colour_map_has_the_documented_stops() -> None:
+    found = value_of(f"{list(DEFAULT_MAP)}.map((v) => ColorMapVisualizer.createDefaultColorMap().getColorFromValue(v))")
+    assert found == list(DEFAULT_MAP.values())
+
+
+def test_the_ocean_ramp_shows_its_stops_as_they_are() -> None:
+    ramp = "ColorRampVisualizer.createOceanColor(0, 1)"
+    found = value_of(f"{list(OCEAN)}.map((v) => {ramp}.process(v).map((part) => Math.round(part * 255)))")
+    assert found == [list(color) for color in OCEAN.values()]
+
+
 @pytest.mark.parametrize("expression", RELIED_UPON)
 def test_what_published_scripts_rely_on_is_there(expression: str, computed: dict[str, Any]) -> None:
     assert computed[expression] == approximately(RELIED_UPON[expression])
 
 
-def test_a_script_may_declare_every_name_of_ours_itself() -> None:
-    names = ["index", "inverse", "colorMap", "combine", "blueRed", "Identity", "SampleType", "Mosaicking", "valueMap"]
-    own = "".join(f"let {name} = {number};\n" for number, name in enumerate(names))
-    with Evalscript(SCRIPT.format(", ".join(names)).replace("function setup", own + "function setup")) as script:
+def names_provided() -> list[str]:
+    """What a script finds in its global scope besides what V8 puts there."""
+    names = set(value_of("Object.getOwnPropertyNames(globalThis)")) - {"setup", "evaluatePixel", "updateOutputMetadata"}
+    with mini_racer() as plain:
+        return sorted(
+            names - set(json.loads(str(plain.eval("JSON.stringify(Object.getOwnPropertyNames(globalThis))"))))
+        )
+
+
+def test_the_global_scope_has_the_documented_names_and_those_that_scripts_rely_on_and_no_other() -> None:
+    undocumented = {"colorMap", "DefaultVisualizer", "HighlightCompressVisualizerSingle", "Identity", "decodeLs8Qa"}
+    documented = {
+        *("ColorMapVisualizer", "ColorRampVisualizer", "ColorGradientVisualizer", "HighlightCompressVisualizer"),
+        *("int2rgb", "rgb2int", "normalizeRGB", "combine", "index", "inverse", "valueMap", "valueInterpolate"),
+        *("JAVA_DOUBLE_MAX_VAL", "blueRed", "redTemperature", "greenWhite", "oceanColor", "colorBlend"),
+        *("decodeS3OLCIQualityFlags", "decodeL8C2Qa", "SampleType", "Mosaicking"),
+    }
+    assert set(names_provided()) == documented | undocumented
+
+
+@pytest.mark.parametrize(
+    "declaration",
+    [
+        "let {} = {};",
+        "const {} = {};",
+        "var {} = {};",
+        "{} = {};",
+        "class {0} {{ static [Symbol.toPrimitive]() {{ return {1}; }} }};",
+    ],
+)
+def test_a_script_may_declare_every_name_of_ours_itself(declaration: str) -> None:
+    names = names_provided()
+    own = "".join(declaration.format(name, number) + "\n" for number, name in enumerate(names))
+    used = ", ".join(f"+{name}" for name in names)
+    with Evalscript(SCRIPT.format(used).replace("function setup", own + "function setup")) as script:
+        script.prepare([dataset()])
+        assert script.user_data() == list(range(len(names)))
+
+
+def test_a_script_may_declare_functions_of_every_name_of_ours() -> None:
+    names = names_provided()
+    own = "".join(f"function {name}() {{ return {number}; }}\n" for number, name in enumerate(names))
+    with Evalscript(SCRIPT.format(", ".join(f"{name}()" for name in names)) + own) as script:
         script.prepare([dataset()])
         assert script.user_data() == list(range(len(names)))
 
