@@ -17,7 +17,7 @@ from rasterio.windows import transform as window_transform
 
 from localhub.archive import DATA_MASK, Archive, ArchiveSource, Scene
 from localhub.engine import Dataset, Evalscript, Plan, SceneInfo, Setup
-from localhub.engine.errors import invalid
+from localhub.engine.bands import no_band
 from localhub.payload import Data, Processing
 from localhub.pricing import Read
 from localhub.reader import Methods, read_band, read_data_mask
@@ -49,7 +49,9 @@ class Selection:
     @property
     def dataset(self) -> Dataset:
         """The same as the script's engine knows it."""
-        infos = [SceneInfo(scene.datetime, scene.cloud_cover, scene.data_path) for scene in self.scenes]
+        infos = [
+            SceneInfo(scene.datetime, scene.cloud_cover, scene.data_path, scene.footprint) for scene in self.scenes
+        ]
         period = self.data.data_filter.time_range
         return Dataset(infos, period.from_, period.to, self.data.type, self.data.id)
 
@@ -66,7 +68,7 @@ def check_bands(setup: Setup, collections: Sequence[Data], archive: Archive) -> 
         held = archive.bands(data.type)
         for band in source.factors(data.type):
             if band not in held:
-                raise invalid(f"Collection '{data.type}' has no band '{band}'.")
+                raise no_band(data.type, band)
 
 
 def select(archive: Archive, collections: Iterable[Data], tile: Tile) -> tuple[Selection, ...]:

@@ -301,17 +301,6 @@ def names_provided() -> list[str]:
         )
 
 
-def test_the_global_scope_has_the_documented_names_and_those_that_scripts_rely_on_and_no_other() -> None:
-    undocumented = {"colorMap", "DefaultVisualizer", "HighlightCompressVisualizerSingle", "Identity", "decodeLs8Qa"}
-    documented = {
-        *("ColorMapVisualizer", "ColorRampVisualizer", "ColorGradientVisualizer", "HighlightCompressVisualizer"),
-        *("int2rgb", "rgb2int", "normalizeRGB", "combine", "index", "inverse", "valueMap", "valueInterpolate"),
-        *("JAVA_DOUBLE_MAX_VAL", "blueRed", "redTemperature", "greenWhite", "oceanColor", "colorBlend"),
-        *("decodeS3OLCIQualityFlags", "decodeL8C2Qa", "SampleType", "Mosaicking"),
-    }
-    assert set(names_provided()) == documented | undocumented
-
-
 @pytest.mark.parametrize(
     "declaration",
     [
