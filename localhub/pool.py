@@ -4,7 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from multiprocessing import Pipe, forkserver, get_context
@@ -122,7 +122,7 @@ class _Worker:
 
     def _replace_unfit(self) -> None:
         """Have the next task find a process that the last one has left nothing in."""
-        with suppress(BrokenProcessPool, PoolClosed):
+        with suppress(BrokenProcessPool, CancelledError, PoolClosed):
             if not self._submitted(_is_fit, self._limits).result():
                 with self._lock:
                     if not self._ended:

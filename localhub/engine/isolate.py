@@ -37,7 +37,7 @@ HEAP_LIMIT_BYTES: Final = 2**30
 """What scripts may hold besides array buffers, which V8 does not count: for them there is the resident memory."""
 _V8_HEAP_MB: Final = 4000
 """V8's own limit, the largest that there is: V8 ends the process when it comes to it, so that ours must come first."""
-GRACE_SECONDS: Final = 2.0
+GRACE_SECONDS: Final = 1.0
 """How long V8 may take to heed an interrupt. It looks for one in loops and calls, also within regular expressions and
 big integers, but not within most functions of its library, which may run for hours (``Array.prototype.indexOf``)."""
 _LOOK_SECONDS: Final = 0.02

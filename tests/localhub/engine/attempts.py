@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from localhub.engine import Evalscript
+from localhub.engine.limits import resident_bytes
 from tests.localhub.engine.engine_runs import dataset, scenes_on
 
 HEAD = """//VERSION=3
@@ -25,3 +26,8 @@ def evaluated(source: str) -> tuple[list[list[float]], Any]:
         script.prepare([dataset(scenes_on(1, 2))])
         blocks = [script.evaluate([{"B04": row}])["default"][0, 0].tolist() for _ in range(2)]
         return blocks, script.user_data()
+
+
+def resident_bytes_of(_task: None) -> int:
+    """Return the resident memory of the worker."""
+    return resident_bytes()
