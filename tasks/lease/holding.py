@@ -217,7 +217,7 @@ def _take(file: ConditionalFile, lease: Lease, path: str, wait_seconds: float, t
                 return holding
             refused += 1
             _check_refusals(refused, path, deadline)
-            time.sleep(pause)
+            time.sleep(pause if refused > 1 else 0)
         else:
             if _clock() >= deadline:
                 raise LeaseHeld(_refusal(found, path))
