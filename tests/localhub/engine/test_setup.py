@@ -1,10 +1,7 @@
-import re
-
 import numpy as np
 import pytest
 
 from localhub.engine import Evalscript, EvalscriptError, Input, Output, Setup
-from localhub.engine.bands import unit_factor
 
 
 def setup_of(body: str, before: str = "") -> Setup:
@@ -86,28 +83,3 @@ def test_a_wrong_declaration_is_an_invalid_script(body: str, text: str) -> None:
     with pytest.raises(EvalscriptError, match=text) as error:
         setup_of(body)
     assert str(error.value).startswith("Invalid script! ")
-
-
-def test_a_unit_that_a_band_has_not_is_refused_with_those_that_it_has() -> None:
-    (source,) = setup_of("{input: [{bands: ['B04'], units: 'PERCENT'}], output: {bands: 1}}").sources([None])
-    text = (
-        "Invalid script! Band 'B04' of collection 'sentinel-2-l1c' requested in unsupported units 'PERCENT'! "
-        "Supported units for this band: [REFLECTANCE, DN]."
-    )
-    with pytest.raises(EvalscriptError, match=re.escape(text)):
-        source.factors("sentinel-2-l1c")
-
-
-def test_bands_of_other_collections_have_numbers_only() -> None:
-    assert unit_factor("byoc-1", "B04", None) == 1
-    with pytest.raises(EvalscriptError, match=r"\[DN\]"):
-        unit_factor("byoc-1", "B04", "REFLECTANCE")
-
-
-def test_units_have_a_default_and_a_factor_for_each_band() -> None:
-    assert unit_factor("sentinel-2-l2a", "B8A", None) == 0.0001
-    assert unit_factor("sentinel-2-l2a", "B8A", "dn") == 1
-    assert unit_factor("sentinel-2-l2a", "AOT", None) == 0.001
-    assert unit_factor("sentinel-2-l2a", "SCL", None) == 1
-    assert unit_factor("sentinel-2-l2a", "sunZenithAngles", "DEGREES") == 1
-    assert unit_factor("sentinel-2-l2a", "dataMask", "REFLECTANCE") == 1
