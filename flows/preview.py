@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from shapely.geometry.base import BaseGeometry
 
 from tasks.acquisitions import Acquisitions, find_acquisitions, samples_of, scenes_of, search_area
@@ -34,6 +34,7 @@ from tasks.preview import (
     Picture,
     chosen_output,
     fetch,
+    number_text,
     picture_of,
     tile_at,
     window_of,
@@ -46,8 +47,22 @@ SAME_PRICE = 0.005
 """Relative difference below which two prices count as one: the service rounds what it says."""
 
 
-def _numbers(text: Any) -> Any:
-    return [part.strip() for part in text.split(",")] if isinstance(text, str) else text
+def _numbers(names: str) -> BeforeValidator:
+    """Read numbers with commas between them, one for each of the names."""
+
+    def read(text: Any) -> Any:
+        parts = text.split(",") if isinstance(text, str) else text
+        try:
+            return tuple(float(part) for _, part in zip(names.split(","), parts, strict=True))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{names} in degrees are needed, with commas and no spaces between them") from error
+
+    return BeforeValidator(read)
+
+
+def _box(bbox: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    area_geometry(Area(bbox=bbox))
+    return bbox
 
 
 def _days(text: Any) -> Any:
@@ -65,10 +80,10 @@ class Wish(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     script: Path
-    bbox: Annotated[tuple[float, float, float, float], BeforeValidator(_numbers)]
+    bbox: Annotated[tuple[float, float, float, float], _numbers("W,S,E,N"), AfterValidator(_box)]
     """Of the whole area: west, south, east, north, degrees."""
     period: Annotated[Period, BeforeValidator(_days)]
-    at: Annotated[tuple[float, float] | None, BeforeValidator(_numbers)] = None
+    at: Annotated[tuple[float, float], _numbers("LON,LAT")] | None = None
     """Middle of the window, longitude and latitude; None for the middle of the area."""
     collection: Collection = "sentinel-2-l1c"
     grid: Literal[0, 1, 2] = 1
@@ -87,7 +102,9 @@ class Wish(BaseModel):
     def _the_point_lies_in_the_area(self) -> Self:
         west, south, east, north = self.bbox
         if self.at is not None and not (west <= self.at[0] <= east and south <= self.at[1] <= north):
-            raise ValueError(f"the point {self.at[0]:g}, {self.at[1]:g} lies outside of the bbox; give one within")
+            raise ValueError(
+                f"--at: the point {self.at[0]:g}, {self.at[1]:g} lies outside of the bbox; give one within"
+            )
         return self
 
     @property
@@ -151,11 +168,14 @@ class Preview:
 
     @property
     def process_pu(self) -> float:
-        """Price of the same tiles by the Process API, one request each, when as much is kept as in the window."""
+        """Price of the same tiles by the Process API, one request each, when as much is kept as in the window.
+
+        Tiles without an acquisition are left out: nobody need ask for them.
+        """
         floats = any(kind == "FLOAT32" for _, _, kind in self.script.outputs)
         kept = self.kept if self.script.drops_scenes else 1.0
         pairs = zip(self.tiles, self.samples.tolist(), strict=True)
-        return sum(_process_pu(self.script, tile, count * kept, float_output=floats) for tile, count in pairs)
+        return sum(_process_pu(self.script, tile, count * kept, float_output=floats) for tile, count in pairs if count)
 
 
 def read_wish(options: Mapping[str, Any]) -> Wish:
@@ -191,10 +211,11 @@ def preview(wish: Wish) -> Preview:
     window = window_of(tile, area, wish.middle, wish.size)
     with _told_how_to_start(wish.service):
         found = _acquisitions(wish, [*tiles, window])
+        samples = samples_of([*tiles, window], found, script.mosaicking)
+        _check_not_empty(wish, int(samples[-1]), scenes_of(tiles, found))
         answer = _bought(wish, script, output, window)
     picture = picture_of(answer.content, output)
     wish.file.write_bytes(picture.png)
-    samples = samples_of([*tiles, window], found, script.mosaicking)
     return Preview(
         wish=wish,
         script=script,
@@ -216,19 +237,19 @@ def preview_text(found: Preview) -> str:
     lon, lat = wish.middle
     identifier, bands, sample_type = found.output
     values = found.picture.values
+    likely = ", if as many samples are kept as in the window" if found.script.drops_scenes else ""
     lines = {
         "Picture": f"{wish.file}",
         "Window": f"{window.width} x {window.height} pixels of {wish.resolution:g} m near {lon:.4f}, {lat:.4f} "
         f"(EPSG:{window.epsg}, tile {found.tile.name})",
         "Output": f"'{identifier}', {bands} band{'s' * (bands > 1)} of {sample_type}, {found.picture.how}",
-        "Values": "none is valid" if values is None else f"{values[0]:.6g} to {values[1]:.6g}",
-        "Samples": _samples_text(found),
+        "Values": "none is valid" if values is None else f"{number_text(values[0])} to {number_text(values[1])}",
+        "Samples": f"{found.window_samples} by the Catalog (mosaicking {found.script.mosaicking})",
         "Price": _window_price_text(found),
         "Whole area": f"{len(found.tiles)} tile{'s' * (len(found.tiles) > 1)} of grid {wish.grid}, "
-        f"{found.acquisitions} acquisitions, {_between(found.samples)} samples a tile (mosaicking "
-        f"{found.script.mosaicking})",
+        f"{found.acquisitions} acquisitions, {_between(found.samples)} samples a tile",
         "  by Batch": _batch_price_text(found),
-        "  by Process": f"{found.process_pu:,.2f} PU for the same tiles",
+        "  by Process": f"{found.process_pu:,.2f} PU for the same tiles{likely}",
     }
     return "\n".join(f"{name:<13} {text}" for name, text in lines.items())
 
@@ -276,26 +297,33 @@ def _check_folder(file: Path) -> None:
         raise InvalidInput(f"--png: the folder {file.parent} does not exist; make it, or name another.")
 
 
+def _check_not_empty(wish: Wish, in_window: int, in_area: int) -> None:
+    """Refuse to buy an empty picture."""
+    if in_window == 0:
+        clouds = "" if wish.max_cloud_cover == 100 else f" with at most {wish.max_cloud_cover} % of clouds"
+        asked = f"{wish.collection} from {wish.period.start} to {wish.period.end}{clouds}"
+        raise InvalidInput(
+            f"The Catalog has no acquisition of {asked} in the window, and {in_area} in the area; nothing was bought. "
+            "Choose another period, or by --at another place."
+        )
+
+
 def _process_pu(script: Script, tile: Tile, samples: float, *, float_output: bool) -> float:
     bands = priced_bands(script.input_bands)
     return process_price_pu(tile.width * tile.height, bands, samples, float_output=float_output)
 
 
-def _samples_text(found: Preview) -> str:
-    if found.window_samples == 0:
-        return "no acquisition meets the window: it shows what the script makes of none"
-    return f"{found.window_samples} in the window, by the Catalog (mosaicking {found.script.mosaicking})"
-
-
 def _window_price_text(found: Preview) -> str:
-    rule = f"{found.window_pu:,.4g} PU by the published rule"
+    rule = f"{found.window_pu:,.5g} PU by the published rule"
     if found.spent_pu is None:
         return f"not told by the service; {rule}"
-    spent = f"{found.spent_pu:,.4g} PU spent on the window"
+    spent = f"{found.spent_pu:,.5g} PU spent on the window"
     if abs(found.spent_pu - found.window_pu) <= SAME_PRICE * found.window_pu:
         return f"{spent}, as the published rule says"
-    why = ": preProcessScenes left out the rest" if found.script.drops_scenes and found.kept < 1 else ""
-    return f"{spent}; {rule} for {found.window_samples} samples{why}"
+    if found.script.drops_scenes and found.kept < 1:
+        kept = round(found.kept * found.window_samples)
+        return f"{spent}: preProcessScenes kept {kept} of {found.window_samples} samples ({rule} for all)"
+    return f"{spent}; {rule} for {found.window_samples} samples"
 
 
 def _batch_price_text(found: Preview) -> str:

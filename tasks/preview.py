@@ -178,8 +178,14 @@ def picture_of(content: bytes, output: Output) -> Picture:
     if not valid.any():
         return Picture(_png(np.zeros(values.shape, np.uint8), valid), f"{named}, without a valid value", None)
     black, white = np.percentile(values[valid], PERCENTILES)
-    how = f"{named}, from {black:.6g} (black) to {white:.6g} (white), percentiles {PERCENTILES[0]} and {PERCENTILES[1]}"
+    from_to = f"{number_text(black)} black and {number_text(white)} white"
+    how = f"{named}, {from_to} (percentiles {PERCENTILES[0]} and {PERCENTILES[1]})"
     return Picture(_png(_stretched(values, black, white), valid), how, _range(values, valid))
+
+
+def number_text(value: float) -> str:
+    """Write a number with four digits at least, and without an exponent where it is large."""
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _place(tile: Tile, lonlat: tuple[float, float]) -> tuple[float, float]:
@@ -211,10 +217,10 @@ def _read(content: bytes) -> tuple[NDArray[Any], NDArray[np.bool_]]:
 
 def _shown_bands(count: int) -> tuple[list[int], str]:
     if count <= 2:
-        return [0], f"band 1 of {count} in grey"
+        return [0], "in grey" if count == 1 else "the first of them in grey"
     if count <= 4:
-        return [0, 1, 2], f"bands 1, 2, 3 of {count} as red, green, blue"
-    return [count // 2], f"the middle one of {count} bands, number {count // 2 + 1}, in grey"
+        return [0, 1, 2], "the first three as red, green, blue"
+    return [count // 2], f"the middle one, number {count // 2 + 1}, in grey"
 
 
 def _stretched(values: NDArray[Any], black: float, white: float) -> NDArray[np.uint8]:
