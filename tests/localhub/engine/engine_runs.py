@@ -50,3 +50,21 @@ def run(source: str, bands: Mapping[str, Any], scenes: Iterable[SceneInfo] = (),
 def _as_stored(values: NDArray[Any]) -> NDArray[Any]:
     """Files have no 64-bit integers; NumPy makes them of plain numbers."""
     return values.astype("int32") if values.dtype == np.int64 else values
+
+
+def script(
+    body: str, *, bands: str = "1", sample_type: str = "FLOAT32", mosaicking: str = "ORBIT", more: str = ""
+) -> str:
+    return (
+        "//VERSION=3\nfunction setup() { return {input: [{bands: ['B04', 'dataMask'], units: 'DN'}],"
+        f" output: {{bands: {bands}, sampleType: '{sample_type}'}}, mosaicking: '{mosaicking}'}}; }}\n"
+        f"function evaluatePixel(samples, scenes, inputMetadata, customData, outputMetadata) {{ {body} }}\n{more}"
+    )
+
+
+def pixel(body: str, scenes: int = 3, **options: str) -> list[float]:
+    """What one pixel returns; its samples have B04 = 10, 20, 30 … on days 5, 4, 3 …"""
+    source = script(body, **options)
+    days = range(scenes, 0, -1)
+    result = run(source, {"B04": [10 * (n + 1) for n in range(scenes)], "dataMask": [1] * scenes}, scenes_on(*days))
+    return result.values["default"].ravel().tolist()
