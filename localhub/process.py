@@ -89,7 +89,7 @@ def process(task: ProcessTask) -> Processed:
         stack = RasterStack(Path(folder), tile, _stored(plan.outputs, formats))
         with stack:
             write = _until(end, task.seconds, stack)
-            render(script, plan, selections, tile, BLOCK_BYTES, write)
+            render(script, plan, selections, tile, BLOCK_BYTES, write, Path(folder))
         files = tuple(_file(response, stack, script) for response in task.responses)
         cost_pu = process_cost(tile, reads_of(plan), float_output=plan.has_floats)
         return Processed(files, cost_pu, notes_on(script, plan))

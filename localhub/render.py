@@ -5,8 +5,10 @@ Memory is bounded by a block of rows, not by the tile.
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,10 +23,13 @@ from localhub.engine.bands import no_band
 from localhub.payload import Data, Processing
 from localhub.pricing import Read
 from localhub.reader import Methods, read_band, read_data_mask
+from localhub.spool import NO_DATA_DTYPE, Spool
 from tasks.grid import Tile, lonlat_shape
 
 SEARCH_SECONDS = 10
 """Time after which a search or a Process API request looks for new scenes."""
+_SAMPLE_BYTES = 2
+"""Of most files."""
 
 
 @lru_cache(maxsize=4)
@@ -101,14 +106,51 @@ def render(
     tile: Tile,
     block_bytes: int,
     write: Callable[[int, Mapping[str, NDArray[Any]]], None],
+    scratch: Path | None = None,
 ) -> None:
-    """Evaluate the script in blocks of rows; `write` gets the first row, and (bands, rows, columns) by output id."""
-    for window in _row_blocks(tile, _row_bytes(tile, plan), block_bytes):
-        bands = [
-            read_samples(selection, samples, factors, tile, window)
-            for selection, samples, factors in zip(selections, plan.samples, plan.bands, strict=True)
-        ]
-        write(window.row_off, script.evaluate(bands))
+    """Evaluate the script in blocks of rows.
+
+    Args:
+        script: prepared.
+        plan: what `prepare` returned.
+        selections: of each collection.
+        tile: the grid.
+        block_bytes: of samples or results to hold at a time.
+        write: gets the first row, and (bands, rows, columns) by output id.
+        scratch: folder for samples where they do not fit; None = the system's.
+    """
+    windows = tuple(_row_blocks(tile, _row_bytes(tile, plan), block_bytes))
+    with ExitStack() as opened:
+        readings: list[_Reading] = []
+        for selection, samples, factors in zip(selections, plan.samples, plan.bands, strict=True):
+            larger = tuple(_row_blocks(tile, tile.width * _SAMPLE_BYTES * len(factors), block_bytes))
+            if len(larger) < len(windows):
+                spool = opened.enter_context(Spool(len(samples), tile.width, scratch))
+                readings.append(_spooled(spool, selection, samples, factors, tile, larger))
+            else:
+                readings.append(partial(read_samples, selection, samples, factors, tile))
+        for window in windows:
+            write(window.row_off, script.evaluate([reading(window) for reading in readings]))
+
+
+_Reading = Callable[[Window], dict[str, NDArray[Any]]]
+"""Gives a window's samples of one collection."""
+
+
+def _spooled(
+    spool: Spool,
+    selection: Selection,
+    samples: Sequence[Sequence[int]],
+    factors: Mapping[str, float],
+    tile: Tile,
+    windows: Iterable[Window],
+) -> _Reading:
+    """Read everything now, one sample at a time, in windows that are larger than those of all samples can be."""
+    for window in windows:
+        for number, members in enumerate(samples):
+            found = _with_data(selection, [members], factors, tile, window)
+            spool.add(number, window.row_off, {band: values[0] for band, values in found.items()})
+    return lambda window: {band: spool.rows(band, window.row_off, window.height) for band in factors}
 
 
 def reads_of(plan: Plan) -> tuple[Read, ...]:
@@ -127,8 +169,10 @@ def notes_on(script: Evalscript, plan: Plan) -> tuple[str, ...]:
 
 
 def _row_bytes(tile: Tile, plan: Plan) -> int:
-    """Estimate the bytes of one row of samples, or of results where these are more; most samples are of 16 bits."""
-    inputs = sum(2 * len(bands) * len(samples) for bands, samples in zip(plan.bands, plan.samples, strict=True))
+    """Estimate the bytes of one row of samples, or of results where these are more."""
+    inputs = sum(
+        _SAMPLE_BYTES * len(bands) * len(samples) for bands, samples in zip(plan.bands, plan.samples, strict=True)
+    )
     outputs = sum(output.bands * output.dtype.itemsize for output in plan.outputs)
     return int(tile.width * max(inputs, outputs))
 
@@ -158,6 +202,19 @@ def read_samples(
         tile: the whole grid.
         window: the part of it to read.
     """
+    found = _with_data(selection, samples, factors, tile, window)
+    empty = (len(samples), int(window.height), int(window.width))
+    return {band: found[band] if band in found else np.zeros(empty, NO_DATA_DTYPE) for band in factors}
+
+
+def _with_data(
+    selection: Selection,
+    samples: Sequence[Sequence[int]],
+    factors: Mapping[str, float],
+    tile: Tile,
+    window: Window,
+) -> dict[str, NDArray[Any]]:
+    """Return what `read_samples` does, without the bands that have no data in any sample."""
     shape = (len(samples), int(window.height), int(window.width))
     inside = _inside(tile, window)
     reader = _Reader(selection.data.processing, factors, tile, window)
@@ -171,7 +228,7 @@ def read_samples(
                 missing &= ~fill
             if not missing.any():
                 break
-    return {band: result.get(band, np.zeros(shape, np.uint16)) for band in factors}
+    return result
 
 
 @dataclass(frozen=True, slots=True)

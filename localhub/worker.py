@@ -147,7 +147,7 @@ def _evaluated(
     """Evaluate the script, then deliver the files."""
     stack = RasterStack(folder, task.tile, plan.outputs)
     with stack:
-        render(script, plan, selections, task.tile, task.block_bytes, stack.write)
+        render(script, plan, selections, task.tile, task.block_bytes, stack.write, folder)
     files = _files(task, stack, script.user_data(), folder)
     cost_pu = feature_cost(task.tile, reads_of(plan), float_output=plan.has_floats)
     return _delivered(task, files, Outcome(None, delivered=True, cost_pu=cost_pu, notes=notes_on(script, plan)))
