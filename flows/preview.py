@@ -237,17 +237,17 @@ def preview_text(found: Preview) -> str:
     lon, lat = wish.middle
     identifier, bands, sample_type = found.output
     values = found.picture.values
-    likely = ", if as many samples are kept as in the window" if found.script.drops_scenes else ""
+    likely = f", {_share_text(found)}" if found.script.drops_scenes else ""
     lines = {
         "Picture": f"{wish.file}",
         "Window": f"{window.width} x {window.height} pixels of {wish.resolution:g} m near {lon:.4f}, {lat:.4f} "
         f"(EPSG:{window.epsg}, tile {found.tile.name})",
-        "Output": f"'{identifier}', {bands} band{'s' * (bands > 1)} of {sample_type}, {found.picture.how}",
+        "Output": f"'{identifier}', {_plural(bands, 'band')} of {sample_type}, {found.picture.how}",
         "Values": "none is valid" if values is None else f"{number_text(values[0])} to {number_text(values[1])}",
         "Samples": f"{found.window_samples} by the Catalog (mosaicking {found.script.mosaicking})",
         "Price": _window_price_text(found),
-        "Whole area": f"{len(found.tiles)} tile{'s' * (len(found.tiles) > 1)} of grid {wish.grid}, "
-        f"{found.acquisitions} acquisitions, {_between(found.samples)} samples a tile",
+        "Whole area": f"{_plural(len(found.tiles), 'tile')} of grid {wish.grid}, "
+        f"{_plural(found.acquisitions, 'acquisition')}, {_samples_text(found.samples)} a tile",
         "  by Batch": _batch_price_text(found),
         "  by Process": f"{found.process_pu:,.2f} PU for the same tiles{likely}",
     }
@@ -331,15 +331,20 @@ def _batch_price_text(found: Preview) -> str:
     if price.low == price.high:
         least = " (the least that a request costs)" if price.high == MIN_REQUEST_PU else ""
         return f"{price.high:,.2f} PU{least}"
-    return (
-        f"{price.likely:,.2f} PU if as many samples are kept as in the window; from {price.low:,.2f} to "
-        f"{price.high:,.2f} PU"
-    )
+    return f"{price.likely:,.2f} PU {_share_text(found)}; from {price.low:,.2f} to {price.high:,.2f} PU"
 
 
-def _between(samples: NDArray[np.int64]) -> str:
+def _share_text(found: Preview) -> str:
+    return f"if preProcessScenes keeps {found.kept:.0%} everywhere"
+
+
+def _samples_text(samples: NDArray[np.int64]) -> str:
     least, most = int(samples.min()), int(samples.max())
-    return f"{most}" if least == most else f"{least} to {most}"
+    return f"{_plural(most, 'sample')}" if least == most else f"{least} to {most} samples"
+
+
+def _plural(count: int, word: str) -> str:
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 
 def _problem(error: Any) -> str:
