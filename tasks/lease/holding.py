@@ -18,7 +18,7 @@ from botocore.exceptions import BotoCoreError
 from fsspec import AbstractFileSystem
 
 from tasks.errors import LeaseHeld, LeaseLost, ServiceError
-from tasks.lease.store import ConditionalFile, Stored, conditional_file
+from tasks.lease.store import ConditionalFile, Stored, Tell, conditional_file
 from tasks.lease.value import Lease, is_dead
 
 RENEWALS_PER_LEASE = 4
@@ -28,8 +28,6 @@ TRIES = 5
 """How often a lease that is free may be refused to whoever does not wait."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, PAUSE_FACTOR = 0.2, 10.0, 1.5
 """Pauses between two looks at a lease that somebody else has."""
-
-Tell = Callable[[str], None]
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +58,7 @@ class Found:
 
 def read_lease(files: AbstractFileSystem, path: str) -> Found | None:
     """Read the lease at ``path`` of a local or an S3 file system; None when there is none."""
-    return _found(conditional_file(files, path).read())
+    return _found(conditional_file(files, path, logger.warning).read())
 
 
 class Holding:
@@ -71,10 +69,13 @@ class Holding:
         before: what was found and taken over, with its request; None where there was nothing.
     """
 
-    def __init__(self, file: ConditionalFile, lease: Lease, version: str, began: float, before: Found | None) -> None:
+    def __init__(
+        self, file: ConditionalFile, lease: Lease, version: str, began: float, before: Found | None, tell: Tell
+    ) -> None:
         self.lease = lease
         self.before = before
         self._file = file
+        self._tell = tell
         self._version: str | None = version
         self._began = began
         self._lost = ""
@@ -126,9 +127,9 @@ class Holding:
             with self._busy:
                 self._write(lambda: self.lease.ended(_now()))
         except LeaseLost as error:
-            logger.warning("The lease was not released: %s", error)
+            self._tell(f"The lease was not released. {error}")
         except (OSError, BotoCoreError, ServiceError) as error:
-            logger.warning("The lease could not be released and ends in %g s: %s", self.lease.lease_seconds, error)
+            self._tell(f"The lease could not be released and ends in {self.lease.lease_seconds:g} s: {error}")
         if self._thread.is_alive():
             self._thread.join()
 
@@ -142,11 +143,12 @@ class Holding:
                         return
                     self._write(lambda: self.lease.renewed(_now()))
             except LeaseLost as error:
-                logger.warning("%s", error)
+                self._tell(str(error))
                 return
             except Exception as error:  # noqa: BLE001 - whatever it was: it is tried again, or check() tells it
-                self._failure = f"{type(error).__name__}: {error}"
-                logger.warning("The lease could not be renewed, which is tried again: %s", self._failure)
+                if not self._failure:
+                    self._tell(f"The lease could not be renewed, which is tried again: {error!r}")
+                self._failure = repr(error)
                 pause = self.lease.lease_seconds / RETRIES_PER_LEASE
             else:
                 pause = self.lease.lease_seconds / RENEWALS_PER_LEASE
@@ -190,14 +192,15 @@ def held(
         path: of the lease's file.
         lease: what to write, of :func:`tasks.lease.new_lease`.
         wait_seconds: how long to wait for another holder to end; 0 refuses at once.
-        tell: hears who is waited for, once a holder, and whose lease was taken over.
+        tell: hears who is waited for, once a holder; whose lease was taken over; and what goes wrong, from a thread
+            with the caller's context.
 
     Raises:
         LeaseHeld: somebody else has it, still after ``wait_seconds``.
         ServiceError: the store keeps refusing to write a lease that is free.
         OSError: the store does not answer, or refuses.
     """
-    holding = _take(conditional_file(files, path), lease, path, wait_seconds, tell)
+    holding = _take(conditional_file(files, path, tell), lease, path, wait_seconds, tell)
     try:
         holding.begin()
         _tell_of_take_over(holding.before, tell)
@@ -212,7 +215,7 @@ def _take(file: ConditionalFile, lease: Lease, path: str, wait_seconds: float, t
         stored = file.read()
         found = _found(stored)
         if found is None or found.free:
-            holding = _try(file, lease, stored, found)
+            holding = _try(file, lease, stored, tell)
             if holding is not None:
                 return holding
             refused += 1
@@ -244,13 +247,14 @@ def _check_refusals(refused: int, path: str, deadline: float) -> None:
         )
 
 
-def _try(file: ConditionalFile, wish: Lease, stored: Stored | None, found: Found | None) -> Holding | None:
+def _try(file: ConditionalFile, wish: Lease, stored: Stored | None, tell: Tell) -> Holding | None:
     """Write our lease over a free one; None when somebody else was faster."""
-    began, lease = _clock(), wish.taken(_now())
+    found = _found(stored)
+    began, lease = _clock(), wish.taken(_now(), found.lease if found else None)
     version = file.swap(lease.to_json(), stored.version if stored else None)
     if version is None:
         return None
-    return Holding(file, lease, version, began, found)
+    return Holding(file, lease, version, began, found, tell)
 
 
 def _tell_of_take_over(found: Found | None, tell: Tell) -> None:

@@ -12,11 +12,10 @@ than the pause from reading to writing). A warning says so.
 import errno
 import fcntl
 import hashlib
-import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -38,7 +37,8 @@ NEVER = f'"{"0" * 32}"'
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 """What a file system without locks answers."""
 
-logger = logging.getLogger(__name__)
+Tell = Callable[[str], None]
+"""Hears what a person should know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +69,18 @@ class ConditionalFile(Protocol):
         """
 
 
-def conditional_file(files: AbstractFileSystem, path: str) -> ConditionalFile:
+def conditional_file(files: AbstractFileSystem, path: str, tell: Tell) -> ConditionalFile:
     """The file at ``path`` of a local or an S3 file system."""
-    return LocalFile(Path(path)) if isinstance(files, LocalFileSystem) else S3Object(files, path)
+    return LocalFile(Path(path), tell) if isinstance(files, LocalFileSystem) else S3Object(files, path, tell)
 
 
 class S3Object:
     """An object on S3; its age has the resolution of HTTP's dates, one second."""
 
-    def __init__(self, files: AbstractFileSystem, path: str) -> None:
+    def __init__(self, files: AbstractFileSystem, path: str, tell: Tell) -> None:
         self._files = files
         self._path = path
+        self._tell = tell
         self._bucket, self._key, _ = files.split_path(path)
         self._conditional: bool | None = None
 
@@ -138,11 +139,9 @@ class S3Object:
         return True
 
     def _warn(self) -> None:
-        logger.warning(
-            "The object store of s3://%s ignores the conditions of a PUT; two runs that begin in the same %g s may "
-            "both take the lease. Start runs of the same work one after the other.",
-            self._path,
-            SETTLE_SECONDS,
+        self._tell(
+            f"The object store of s3://{self._path} ignores the conditions of a PUT; two runs that begin in the same "
+            f"{SETTLE_SECONDS:g} s may both take the lease. Start runs of the same work one after the other."
         )
 
     def _call(self, method: str, **arguments: Any) -> Any:
@@ -152,8 +151,9 @@ class S3Object:
 class LocalFile:
     """A file in a local folder; a hidden one beside it is locked while it is read or written, and stays."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, tell: Tell) -> None:
         self._path = path
+        self._tell = tell
         self._warned = False
 
     def read(self) -> Stored | None:
@@ -220,12 +220,9 @@ class LocalFile:
 
     def _warn(self, error: OSError) -> None:
         if not self._warned:
-            logger.warning(
-                "The file system of %s has no locks (%s); two runs that begin in the same %g s may both take the "
-                "lease. Start runs of the same work one after the other.",
-                self._path,
-                error.strerror,
-                SETTLE_SECONDS,
+            self._tell(
+                f"The file system of {self._path} has no locks ({error.strerror}); two runs that begin in the same "
+                f"{SETTLE_SECONDS:g} s may both take the lease. Start runs of the same work one after the other."
             )
         self._warned = True
 

@@ -72,9 +72,11 @@ class Lease(BaseModel):
         """Give the file's content: one field a line."""
         return f"{self.model_dump_json(indent=2)}\n".encode()
 
-    def taken(self, now: datetime) -> Self:
-        """The lease as it is first written."""
-        return self._at(now, taken_at=now, holder=uuid.uuid4().hex, renewals=0, released=False)
+    def taken(self, now: datetime, before: Self | None = None) -> Self:
+        """The lease as it is first written; it keeps the request of the one before, if that was for the same work."""
+        same = before is not None and (before.fingerprint, before.base_url) == (self.fingerprint, self.base_url)
+        known = before.request_id if before is not None and same else self.request_id
+        return self._at(now, taken_at=now, holder=uuid.uuid4().hex, request_id=known)
 
     def renewed(self, now: datetime, request_id: str | None = None) -> Self:
         """The lease once more, perhaps with news about the request."""

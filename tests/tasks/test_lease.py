@@ -107,7 +107,7 @@ def said(process: subprocess.Popen[str]) -> str:
 
 def take(place: Place, lease: Lease, path: str = "") -> Holding:
     """A lease that is not renewed by itself."""
-    file = store.conditional_file(place.files, path or place.path)
+    file = store.conditional_file(place.files, path or place.path, holding.logger.warning)
     return holding._take(file, lease, place.path, 0, lambda _: None)
 
 
@@ -313,6 +313,19 @@ def test_a_waiting_run_goes_on_when_the_other_ends_and_gives_up_when_time_is_up(
     timer.join()
     assert len(told) == 1  # however often it looked
     assert told[0].startswith("Waiting. The work in ")
+
+
+def test_the_next_run_of_the_same_work_keeps_the_request_in_the_lease_and_other_work_does_not(tmp_path: Path) -> None:
+    place = Place(LocalFileSystem, str(tmp_path), None)
+    with held(place.files, place.path, wish()) as mine:
+        mine.note_request("request-1")
+    with held(place.files, place.path, wish("autumn")) as mine:
+        assert mine.lease.request_id == "request-1"
+    other = new_lease("fedcba9876543210", "https://sh.example.org")
+    with held(place.files, place.path, other) as mine:
+        assert mine.lease.request_id == ""
+        assert mine.before is not None
+        assert mine.before.lease.request_id == "request-1"
 
 
 def test_how_long_a_lease_has_been_expired_is_told_by_the_store(place: Place) -> None:
