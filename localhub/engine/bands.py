@@ -46,11 +46,11 @@ def unit_factor(collection: str, band: str, unit: str | None) -> float:
     """
     if band not in _BANDS.get(collection, {band}):
         raise no_band(collection, band)
-    units = UNITS.get(band, _OTHER) if collection.startswith("sentinel-2") else _OTHER
+    units = _units(collection, band)
     if band == "dataMask":
         return 1.0
     if unit is None:
-        return next(iter(units.values()))
+        return units[default_unit(collection, band)]
     factor = units.get(unit.upper())
     if factor is None:
         raise invalid(
@@ -58,6 +58,15 @@ def unit_factor(collection: str, band: str, unit: str | None) -> float:
             f"Supported units for this band: [{', '.join(units)}]."
         )
     return factor
+
+
+def default_unit(collection: str, band: str) -> str:
+    """Return the unit of a band that a script names without one."""
+    return next(iter(_units(collection, band)))
+
+
+def _units(collection: str, band: str) -> Mapping[str, float]:
+    return UNITS.get(band, _OTHER) if collection.startswith("sentinel-2") else _OTHER
 
 
 def no_band(collection: str, band: str) -> EvalscriptError:

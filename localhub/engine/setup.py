@@ -197,9 +197,10 @@ def _refuse_repeated(ids: Iterable[str]) -> None:
 def _parse_output(declared: Any) -> Output:
     if not isinstance(declared, Mapping):
         raise invalid(f"setup().output must be an object with bands, or an array of them, not {declared!r}.")
-    sample_type = declared.get("sampleType", "AUTO")
+    named = declared.get("sampleType", "AUTO")
+    sample_type = named.upper() if isinstance(named, str) else named  # published scripts have "Auto"
     if sample_type not in DTYPES:
-        raise invalid(f"Unknown sampleType {sample_type!r}; choose one of {', '.join(DTYPES)}.")
+        raise invalid(f"Unknown sampleType {named!r}; choose one of {', '.join(DTYPES)}.")
     if old := {"componentCount", "components"} & declared.keys():
         raise invalid(f"'{min(old)}' of an output belongs to version 2; say how many bands it has as 'bands'.")
     return Output(

@@ -11,7 +11,8 @@ from typing import Final
 
 from localhub.engine.bands import SENTINEL_2_BANDS
 
-_NOT_CODE: Final = re.compile(r"//[^\n]*|/\*.*?\*/|\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'", re.DOTALL)
+_NOT_CODE: Final = re.compile(r"//[^\n]*|/\*.*?\*/|(?P<text>\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*')", re.DOTALL)
+_READS_TEXTS_AS_CODE: Final = re.compile(r"\b(?:eval|Function)\s*\(")
 _FUNCTIONS: Final = re.compile(r"\b(?:setup|evaluatePixel)\b")
 _RETURN: Final = re.compile(r"\breturn\b")
 _NAMES: Final = re.compile(r"(?<![\w$.])[A-Za-z_$][\w$]*")
@@ -24,8 +25,14 @@ def is_simple(source: str) -> bool:
 
 
 def bands_named(source: str, known: Collection[str] = SENTINEL_2_BANDS) -> tuple[str, ...]:
-    """Return the bands that a script in the simple form reads, in the order in which it first names them."""
-    names = _NAMES.findall(_NOT_CODE.sub(" ", source))
+    """Return the bands that a script in the simple form reads, in the order in which it first names them.
+
+    Texts count where the script evaluates texts: some choose among formulas.
+    """
+    code = _NOT_CODE.sub(" ", source)
+    if _READS_TEXTS_AS_CODE.search(code):
+        code = _NOT_CODE.sub(lambda match: match["text"] or " ", source)
+    names = _NAMES.findall(code)
     return tuple(dict.fromkeys(name for name in names if name in known))
 
 

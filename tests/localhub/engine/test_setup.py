@@ -52,6 +52,7 @@ def test_every_form_of_input_is_understood(declared: str, inputs: tuple[Input, .
         ("{bands: 1, nodataValue: undefined}", (Output("default", 1, "AUTO", None),)),
         ("[{bands: 1, id: 'a'}, {bands: 2, id: 'b'}]", (Output("a", 1, "AUTO", None), Output("b", 2, "AUTO", None))),
         *((f"{{bands: 1, sampleType: '{name}'}}", (Output("default", 1, name, None),)) for name in DTYPES),
+        *((f"{{bands: 1, sampleType: '{name.title()}'}}", (Output("default", 1, name, None),)) for name in DTYPES),
         *((f"{{bands: 1, sampleType: SampleType.{name}}}", (Output("default", 1, name, None),)) for name in DTYPES),
     ],
 )

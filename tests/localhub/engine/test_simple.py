@@ -77,5 +77,11 @@ def test_functions_in_code_tell_the_forms_apart(source: str, simple: bool) -> No
     assert is_simple(source) is simple
 
 
+def test_a_script_that_evaluates_texts_reads_the_bands_in_them() -> None:
+    body = "function of(formula) { return eval(formula) }\nreturn [of('(B08-B04)/(B08+B04)')] // not B02"
+    assert bands_named(body) == ("B08", "B04")
+    assert run(f"//VERSION=3\n{body}", {"B08": [7500], "B04": [2500]}).values["default"].ravel().tolist() == [128]
+
+
 def test_properties_and_parts_of_names_are_no_bands() -> None:
     assert bands_named("x.B02 + B03b + $B04 + B8A / B8A + SCL") == ("B8A", "SCL")
