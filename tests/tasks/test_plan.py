@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import geopandas as gpd
+import numpy as np
 import pytest
 import shapely
 from hypothesis import given
@@ -14,6 +15,7 @@ from shapely.geometry import mapping
 
 from localhub import pricing
 from tasks.errors import InvalidInput
+from tasks.evalscript import Imagery, Script, load_script
 from tasks.grid import Tile
 from tasks.ledger import TileState
 from tasks.plan import (
@@ -21,6 +23,7 @@ from tasks.plan import (
     Period,
     Tiling,
     area_geometry,
+    counted_price,
     plan_tiles,
     priced_bands,
     process_price_pu,
@@ -28,6 +31,7 @@ from tasks.plan import (
     slug,
     survey,
     tile_price_pu,
+    tile_prices_pu,
 )
 
 SQUARE = shapely.box(14.4, 46.0, 14.6, 46.1)
@@ -339,6 +343,38 @@ def test_prices_are_those_that_localhub_charges(pixels: int, bands: list[str], s
     assert tile_price_pu(*arguments, float_output=floats) == pytest.approx(charged)
     charged = pricing.process_cost(tile, reads, float_output=floats)
     assert process_price_pu(*arguments, float_output=floats) == pytest.approx(charged)
+
+
+def counting_script(folder: Path, mosaicking: str = "ORBIT", sample_type: str = "UINT16", more: str = "") -> Script:
+    path = folder / "script.js"
+    path.write_text(
+        "//VERSION=3\nfunction evaluatePixel() { return [1]; }\n"
+        f"function setup() {{ return {{input: ['B02', 'B03', 'B04', 'dataMask'], mosaicking: '{mosaicking}', "
+        f"output: {{bands: 1, sampleType: '{sample_type}'}}}}; }}\n{more}\n"
+    )
+    return load_script(Imagery(evalscript=str(path)), MONTH.start, MONTH.end, 15)
+
+
+@pytest.mark.parametrize(("sample_type", "factor"), [("UINT16", 1), ("FLOAT32", 2)])
+def test_counted_samples_are_priced_tile_by_tile_and_none_is_free(
+    tmp_path: Path, sample_type: str, factor: int
+) -> None:
+    script = counting_script(tmp_path, sample_type=sample_type)
+    samples = np.array([0, 60, 100, 30])
+    one = factor * 1000 * 1000 / 512 / 512 / 3
+    assert tile_prices_pu(tiles(4), samples, script) == pytest.approx([0, 60 * one, 100 * one, 30 * one])
+    price = counted_price(tiles(4), samples, script, kept=0.5)
+    assert (price.low, price.likely, price.high) == pytest.approx((190 * one,) * 3)  # it leaves nothing out
+    least = counted_price(tiles(4), np.array([0, 1, 2, 3]), script)
+    assert (least.low, least.likely, least.high) == (100, 100, 100)
+
+
+def test_a_script_that_may_leave_out_scenes_has_a_price_from_one_sample_to_all(tmp_path: Path) -> None:
+    script = counting_script(tmp_path, more="function preProcessScenes(collections) { return collections; }")
+    samples = np.array([0, 60, 100, 1] + [10] * 100)
+    one = 1000 * 1000 / 512 / 512 / 3
+    price = counted_price(tiles(104), samples, script, kept=0.5)
+    assert (price.low, price.likely, price.high) == pytest.approx((103 * one, (30 + 50 + 1 + 500) * one, 1161 * one))
 
 
 # ---- survey ----
