@@ -96,7 +96,8 @@ class Setup:
             ids: of the request's ``input.data``, in order; None where it gives none.
 
         Returns:
-            One for each of ``ids``. All inputs of a collection are merged.
+            One for each of ``ids``. All inputs of a collection are merged. Of several collections each has the key that
+            its inputs give as datasource, or else its number, whatever the request calls it (page "Data Fusion").
 
         Raises:
             EvalscriptError: an input fits none of the collections.
@@ -105,7 +106,11 @@ class Setup:
         groups: dict[str, list[Input]] = {key: [] for key in keys}
         for position, declared in enumerate(self.inputs):
             groups[self._key(declared, position, keys, alone=len(ids) == 1 and ids[0] is None)].append(declared)
-        return tuple(self._source(None if len(ids) == 1 else key, groups[key]) for key in keys)
+        if len(keys) == 1:
+            return (self._source(None, groups[keys[0]]),)
+        return tuple(
+            self._source(_fusion_key(position, key, groups[key]), groups[key]) for position, key in enumerate(keys)
+        )
 
     def _key(self, declared: Input, position: int, keys: Sequence[str], *, alone: bool) -> str:
         named = declared.datasource
@@ -122,6 +127,11 @@ class Setup:
         units = {band: unit for entry in inputs for band, unit in zip(entry.bands, entry.units, strict=True)}
         own = next((entry.mosaicking for entry in inputs if entry.mosaicking), None)
         return Source(key, units, own or self.mosaicking, any(entry.bounds for entry in inputs))
+
+
+def _fusion_key(position: int, key: str, inputs: Sequence[Input]) -> str:
+    """Key of a collection's samples; where the script reads nothing of it, the request's."""
+    return next((entry.datasource for entry in inputs if entry.datasource), str(position) if inputs else key)
 
 
 def parse_setup(declared: Any) -> Setup:

@@ -50,6 +50,39 @@ def test_every_stage_reports_its_line(source: str, text: str) -> None:
     assert message(source).startswith(f"Failed to evaluate script!\n{text}")
 
 
+PIXEL = "function evaluatePixel() {}\n"
+FORMS = {
+    "top_level_code": f"missing;\n//VERSION=3\n{SETUP}{PIXEL}",
+    "setup": f"//VERSION=3\nfunction setup() {{ missing }}\n{PIXEL}",
+    "an_assigned_setup": f"//VERSION=3\nvar setup = () => missing;\n{PIXEL}",
+    "preProcessScenes": f"//VERSION=3\nfunction preProcessScenes() {{ missing }}\n{SETUP}{PIXEL}",
+    "filterScenes": f"//VERSION=3\nfunction filterScenes() {{ missing }}\n{SETUP}{PIXEL}",
+    "updateOutput": f"//VERSION=3\nfunction updateOutput() {{ missing }}\n{SETUP}{PIXEL}",
+    "evaluatePixel": f"//VERSION=3\n{SETUP}function evaluatePixel() {{\n  missing }}\n",
+    "an_assigned_evaluatePixel": f"//VERSION=3\n{SETUP}const evaluatePixel = (samples) =>\n  missing;\n",
+    "updateOutputMetadata": f"//VERSION=3\n{SETUP}{PIXEL}function updateOutputMetadata() {{ missing }}\n",
+    "the_simple_form": "//VERSION=3\nlet a = B04 && missing;\nreturn [a];",
+    "the_first_line_of_the_simple_form": "let a = B04 && missing;\n//VERSION=3\nreturn [a];",
+}
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+@pytest.mark.parametrize("form", FORMS)
+def test_the_line_is_the_users_own_in_every_form(form: str, line_end: str) -> None:
+    source = FORMS[form]
+    line = source[: source.index("missing")].count("\n") + 1
+    text = message(source.replace("\n", line_end))
+    assert text.startswith(
+        f"Failed to evaluate script!\nevalscript.js:{line}: ReferenceError: missing is not defined\n"
+    )
+    assert "localhub" not in text
+
+
+def test_an_error_in_a_later_pixel_of_the_simple_form_names_its_line() -> None:
+    with pytest.raises(EvalscriptError, match=r"evalscript\.js:3: ReferenceError: missing is not defined"):
+        run("//VERSION=3\nlet a = B04;\nif (a > 0.5) missing();\nreturn [a];", {"B04": [9000]})
+
+
 def test_a_missing_function_is_named() -> None:
     assert message("//VERSION=3\n" + SETUP).endswith("The script has no function evaluatePixel.")
     assert message("//VERSION=3\nfunction evaluatePixel() {}").endswith("The script has no function setup.")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from localhub.engine import Evalscript, EvalscriptError
+from localhub.engine.setup import parse_setup
 from tests.localhub.engine.engine_runs import dataset, scenes_on
 
 BOTH = """//VERSION=3
@@ -78,6 +79,111 @@ function updateOutput(outputs, collections) {
     body = "return [samples.l2a[0].B04, samples.radar[0].VV, new Date(scenes.radar.tiles[0].date).getUTCDate()];"
     datasets = [dataset(scenes_on(3, 2), **L2A), dataset(scenes_on(9, 1), **RADAR)]
     assert fused(body, datasets, [{"B04": [80], "dataMask": [1]}, {"VV": [6, 5]}], more, setup) == [80, 6, 2]
+
+
+DOCUMENTED = """//VERSION=3
+function setup() {{
+  return {{
+    input: [{inputs}],
+    output: [{{bands: 3, sampleType: SampleType.AUTO}}],
+  }}
+}}
+function evaluatePixel(samples) {{
+  var l1cMosaics = samples{l1c};
+  var l1cSample = l1cMosaics[0];
+  var scl = samples{l2a}[0].SCL;
+  if (2 <= scl && scl <= 7) {{
+    return [l1cSample.B04, l1cSample.B03, l1cSample.B02];
+  }}
+  return [0,0,0];
+}}"""
+BY_NAME = DOCUMENTED.format(
+    inputs='{datasource: "l2a", bands: ["SCL"], units: "DN"},'
+    ' {datasource: "l1c", bands: ["B02", "B03", "B04"], units: "REFLECTANCE"}',
+    l1c=".l1c",
+    l2a=".l2a",
+)
+BY_NUMBER = DOCUMENTED.format(
+    inputs='{bands: ["B02", "B03", "B04"], units: "REFLECTANCE"}, {bands: ["SCL"], units: "DN"}',
+    l1c="['0']",
+    l2a="['1']",
+)
+
+
+@pytest.mark.parametrize(
+    ("source", "ids"),
+    [(BY_NAME, ("l1c", "l2a")), (BY_NUMBER, (None, None)), (BY_NUMBER, ("a", None)), (BY_NUMBER, ("l1c", "l2a"))],
+)
+def test_the_documentations_examples_run(source: str, ids: tuple[str | None, str | None]) -> None:
+    datasets = [
+        dataset(scenes_on(1), collection="sentinel-2-l1c", id=ids[0]),
+        dataset(scenes_on(1), collection="sentinel-2-l2a", id=ids[1]),
+    ]
+    optical = {name: np.full((1, 1, 2), value, "uint16") for name, value in (("B04", 400), ("B03", 800), ("B02", 1200))}
+    with Evalscript(source) as script:
+        script.prepare(datasets)
+        found = script.evaluate([optical, {"SCL": np.array([[[4, 9]]], "uint8")}])["default"]
+    assert found[:, 0, :].T.tolist() == [[10, 20, 31], [0, 0, 0]]
+
+
+TOLD = """
+function updateOutput(outputs, collections) {
+  told = Object.entries(collections).map(([id, { scenes }]) => [id, scenes.every(({ date }) => date instanceof Date)]);
+}
+let told;
+function updateOutputMetadata(scenes, inputMetadata, outputMetadata) { outputMetadata.userData = { told, scenes }; }
+"""
+
+
+def test_scenes_have_the_keys_of_the_samples_and_simple_has_tiles_at_the_end() -> None:
+    keys = "Object.keys(scenes).join() === 'l2a,radar'"
+    body = f"return [{keys}, scenes.l2a.orbits.length, Object.keys(scenes.radar).length, 0];"
+    source = f"{BOTH}function evaluatePixel(samples, scenes) {{ {body} }}\n{TOLD}"
+    with Evalscript(source) as script:
+        script.prepare([dataset(scenes_on(3, 2), **L2A), dataset(scenes_on(9, 1), **RADAR)])
+        numbers = np.ones((2, 1, 1), "uint16")
+        values = script.evaluate([{"B04": numbers, "dataMask": numbers}, {"VV": numbers[:1]}])["default"]
+        data = script.user_data()
+    assert values.ravel().tolist() == [1, 2, 0, 0]
+    assert data["told"] == [["l2a", True], ["radar", True]]
+    assert [orbit["dateFrom"] for orbit in data["scenes"]["l2a"]["orbits"]] == [
+        "2019-01-04T00:00:00Z",
+        "2019-01-03T00:00:00Z",
+    ]
+    assert [tile["date"] for tile in data["scenes"]["radar"]["tiles"]] == [
+        "2019-01-10T10:00:00Z",
+        "2019-01-02T10:00:00Z",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("overall", "of_inputs", "found"),
+    [
+        (None, (None, None), ["SIMPLE", "SIMPLE"]),
+        ("ORBIT", (None, None), ["ORBIT", "ORBIT"]),
+        ("ORBIT", ("TILE", None), ["TILE", "ORBIT"]),
+        (None, ("ORBIT", "TILE"), ["ORBIT", "TILE"]),
+        ("TILE", ("SIMPLE", None), ["SIMPLE", "TILE"]),
+    ],
+)
+def test_an_inputs_mosaicking_overrides_the_scripts(
+    overall: str | None, of_inputs: tuple[str | None, str | None], found: list[str]
+) -> None:
+    declared = {
+        "input": [{"bands": ["B04"], "mosaicking": mosaicking} for mosaicking in of_inputs],
+        "output": {"bands": 1},
+        "mosaicking": overall,
+    }
+    assert [source.mosaicking for source in parse_setup(declared).sources([None, None])] == found
+
+
+@pytest.mark.parametrize("returned", ["{}", "{l2a: collections.l2a}", "undefined"])
+def test_the_choice_must_speak_of_every_collection(returned: str) -> None:
+    setup = BOTH.replace('bands: ["VV"]', 'bands: ["VV"], mosaicking: "TILE"')
+    more = f"function preProcessScenes(collections) {{ return {returned}; }}"
+    datasets = [dataset(scenes_on(3), **L2A), dataset(scenes_on(9), **RADAR)]
+    with pytest.raises(EvalscriptError, match=r"must return collections with an array scenes\.(orbits|tiles)"):
+        fused("return [1, 2, 3, 4];", datasets, [], more, setup)
 
 
 def test_collections_that_the_script_does_not_read_have_no_bands() -> None:
