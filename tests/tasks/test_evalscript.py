@@ -118,6 +118,12 @@ def test_the_mosaicking_of_an_input_counts(tmp_path: Path) -> None:
     assert own(tmp_path, with_setup(returned)).mosaicking == "ORBIT"
 
 
+def test_whether_scenes_may_be_left_out_is_read_because_they_cost_nothing_then(tmp_path: Path) -> None:
+    source = with_setup('{input: ["B04"], output: {bands: 1}}')
+    assert not own(tmp_path, source).drops_scenes
+    assert own(tmp_path, source + "const preProcessScenes = (collections) => collections;\n").drops_scenes
+
+
 def test_a_script_of_ones_own_is_sent_as_it_stands(tmp_path: Path) -> None:
     source = "// é\n" + with_setup('{input: ["B04"], output: {bands: 1}}')
     assert own(tmp_path, source).source == source
