@@ -67,6 +67,7 @@ class Evalscript:
         self._strict = strict
         self._program: Program | None = None
         self._wrong_lengths = Counter[str]()
+        self._empty: frozenset[str] = frozenset()
         self._plan: Plan | None = None
         self._sources: tuple[Source, ...] = ()
         self._user_data: str | None = None
@@ -115,7 +116,11 @@ class Evalscript:
         samples = _chosen(groups, answer)
         self._program = None
         self._sources = sources
-        self._plan = Plan(samples, factors, self._sized_outputs(_field(answer, "outputs"), requested))
+        sized = self._sized_outputs(_field(answer, "outputs"), requested)
+        self._empty = frozenset(output.id for output in sized if output.bands == 0)
+        # an output of no bands becomes one band of zeros: a file needs one
+        outputs = tuple(replace(output, bands=max(1, output.bands)) for output in sized)
+        self._plan = Plan(samples, factors, outputs)
         return self._plan
 
     def evaluate(self, bands: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
@@ -166,8 +171,12 @@ class Evalscript:
         return Program(self._isolate, layouts, plan.outputs, reuse=reuse)
 
     def wrong_lengths(self) -> dict[str, int]:
-        """Output id → pixels so far whose array was shorter (rest 0) or longer (rest dropped) than declared."""
-        return dict(self._wrong_lengths + Counter(self._program.wrong_lengths() if self._program else {}))
+        """Output id → pixels so far whose array was shorter (rest 0) or longer (rest dropped) than declared.
+
+        Of outputs of no bands nothing can be wrong.
+        """
+        counts = self._wrong_lengths + Counter(self._program.wrong_lengths() if self._program else {})
+        return {name: pixels for name, pixels in counts.items() if name not in self._empty}
 
     def messages(self) -> list[str]:
         """What the script has printed to the console so far: the first 100 messages, 1000 characters of each."""
@@ -205,8 +214,7 @@ class Evalscript:
         if unknown := sorted(set(requested or ()) - set(ids)):
             raise invalid(f"The request names outputs {unknown} that the script does not have; its outputs are {ids}.")
         return tuple(
-            # an output of no bands becomes one band of zeros: a file needs one
-            replace(output, bands=max(1, band_count(_field(_field(sizes, output.id), "bands"))))
+            replace(output, bands=band_count(_field(_field(sizes, output.id), "bands")))
             for output in self.setup.outputs
             if requested is None or output.id in requested
         )

@@ -349,6 +349,7 @@ def test_an_output_of_no_bands_becomes_one_band_of_zeros() -> None:
     result = run(script("return samples.map(s => 1);", more=more), {"B04": empty, "dataMask": empty})
     assert result.plan.outputs[0].bands == 1
     assert result.values["default"].tolist() == np.zeros((1, 2, 3)).tolist()
+    assert result.wrong_lengths == {}
 
 
 def test_user_data_is_what_update_output_metadata_leaves() -> None:
