@@ -67,6 +67,8 @@ class Pass:
         self._unshown = False
         self._stop_reason: StopReason | None = None
         self._failure: str | None = None
+        self._notes: dict[str, tuple[str, int]] = {}
+        """What the first tile has to say of the script, and how many have, by output."""
 
     def look(self) -> None:
         """See to it that the pass notices what has changed: the user has acted, or localhub ends."""
@@ -90,6 +92,7 @@ class Pass:
             if self._unshown and self._seconds_to_show() <= 0:
                 self._show()
         self._show()
+        self._log_notes()
         if self._failure is not None:
             raise RequestFailed(self._failure)
         return self._stop_reason if self._shop.store.pending(self._job.id, 0, 1) else None
@@ -162,8 +165,16 @@ class Pass:
             feature, status="DONE", error=outcome.error, delivered=outcome.delivered, cost_pu=outcome.cost_pu
         )
         self._end(done, due)
+        for note in outcome.notes:
+            output = note.partition(":")[0]
+            first, tiles = self._notes.get(output, (note, 0))
+            self._notes[output] = first, tiles + 1
         if due is not None:
             self._shop.shipping.deliver_at(self._job, feature.number, due)
+
+    def _log_notes(self) -> None:
+        for note, tiles in self._notes.values():
+            _LOG.warning("Job %s: %s (Tiles with such a note: %d, this is the first.)", self._job.id, note, tiles)
 
     def _record_failure(self, feature: Feature, error: Exception) -> None:
         tries = feature.tries + 1

@@ -324,6 +324,15 @@ def test_a_batch_request_fuses_collections(batch: Batch, s2: DataCollection, rad
     assert [entry["type"] for entry in asked] == ["sentinel-2-l1c", f"byoc-{RADAR}"]
 
 
+def test_the_log_tells_once_a_job_what_its_tiles_have_to_say_of_the_script(batch: Batch, s2: DataCollection) -> None:
+    script = one_band("B04", ", units: 'DN'").replace("[s.B04]", "[s.B04, 1]")
+    done = batch.ended(script, source(s2))
+    lines = batch.hub.log_path.read_text().splitlines()
+    (line,) = (line for line in lines if done.request_id in line and "another number of values" in line)
+    assert "Output 'default': 3,000 pixels returned" in line
+    assert "Tiles with such a note: 1" in line
+
+
 def test_a_tile_has_data_when_one_of_its_collections_has(
     batch: Batch, s2: DataCollection, radar: DataCollection
 ) -> None:
