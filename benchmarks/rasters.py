@@ -29,10 +29,10 @@ from rasterio.windows import Window
 from shapely.geometry import box
 
 from localhub.archive import DATA_MASK, Scene
-from localhub.engine import Output
+from localhub.engine import Output, Plan
 from localhub.payload import CogParameters, Data
 from localhub.raster import RasterStack
-from localhub.render import Selection, read_samples
+from localhub.render import Selection, sample_blocks
 from tasks.grid import Tile
 
 SIDE_PX, BLOCK_PX = 1000, 512
@@ -105,15 +105,13 @@ def write_band(path: Path, values: NDArray[Any], transform: Affine) -> None:
         dataset.write(values, 1)
 
 
-def ours_read(scenes: list[Scene], tile: Tile, rows: int) -> Arrays:
-    """Read as `localhub.render` does, so many rows at a time."""
+def ours_read(scenes: list[Scene], tile: Tile, rows: int) -> list[Arrays]:
+    """Read as `localhub.render` does, with memory for so many rows at a time."""
     data = Data.model_validate({"type": "sentinel-2-l2a", "processing": {"upsampling": "BILINEAR"}})
-    selection = Selection(data, tuple(scenes))
-    members = [(index,) for index in range(len(scenes))]
-    factors = dict.fromkeys((*BANDS, "CLM", DATA_MASK), 1.0)
-    windows = [Window(0, row, tile.width, min(rows, tile.height - row)) for row in range(0, tile.height, rows)]
-    blocks = [read_samples(selection, members, factors, tile, window) for window in windows]
-    return blocks[0] if len(blocks) == 1 else {name: np.concatenate([b[name] for b in blocks], 1) for name in factors}
+    names = (*BANDS, "CLM", DATA_MASK)
+    plan = Plan((tuple((index,) for index in range(len(scenes))),), (dict.fromkeys(names, 1.0),), ())
+    block_bytes = rows * tile.width * len(scenes) * len(names) * 2
+    return [bands for _, (bands,) in sample_blocks(plan, [Selection(data, tuple(scenes))], tile, block_bytes)]
 
 
 def alone_read(scenes: list[Scene], tile: Tile, opened: Callable[[str, Tile], "Opened"]) -> Arrays:
@@ -150,11 +148,11 @@ def warped(path: str, tile: Tile) -> Iterator[tuple[Any, Window]]:
         yield vrt, Window(0, 0, tile.width, tile.height)
 
 
-def same_arrays(ours: Arrays, theirs: Arrays) -> None:
+def same_arrays(blocks: list[Arrays], theirs: Arrays) -> None:
     """Compare all bands."""
-    assert ours.keys() == theirs.keys()
-    for name, values in ours.items():
-        np.testing.assert_array_equal(values, theirs[name], name)
+    assert all(block.keys() == theirs.keys() for block in blocks)
+    for name, values in theirs.items():
+        np.testing.assert_array_equal(np.concatenate([block[name] for block in blocks], axis=1), values, name)
 
 
 def ours_write(folder: Path, outputs: Sequence[Output], values: Arrays, rows: int) -> list[Path]:

@@ -119,6 +119,14 @@ def render(
         write: gets the first row, and (bands, rows, columns) by output id.
         scratch: folder for samples where they do not fit; None = the system's.
     """
+    for window, bands in sample_blocks(plan, selections, tile, block_bytes, scratch):
+        write(window.row_off, script.evaluate(bands))
+
+
+def sample_blocks(
+    plan: Plan, selections: Sequence[Selection], tile: Tile, block_bytes: int, scratch: Path | None = None
+) -> Iterator[tuple[Window, list[dict[str, NDArray[Any]]]]]:
+    """Yield blocks of rows with the samples of each collection; arguments as for `render`."""
     windows = tuple(_row_blocks(tile, _row_bytes(tile, plan), block_bytes))
     with ExitStack() as opened:
         readings: list[_Reading] = []
@@ -130,7 +138,7 @@ def render(
             else:
                 readings.append(partial(read_samples, selection, samples, factors, tile))
         for window in windows:
-            write(window.row_off, script.evaluate([reading(window) for reading in readings]))
+            yield window, [reading(window) for reading in readings]
 
 
 _Reading = Callable[[Window], dict[str, NDArray[Any]]]
