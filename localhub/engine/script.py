@@ -42,6 +42,11 @@ class Plan:
         return any(output.sample_type == "FLOAT32" for output in self.outputs)
 
 
+def is_version_3(source: str) -> bool:
+    """Tell whether a text says that it is an evalscript of version 3, in a line of its own."""
+    return _VERSION_3.search(source) is not None
+
+
 class Evalscript:
     """An evalscript V3 in a V8 context of its own; a context manager that closes it.
 
@@ -61,7 +66,7 @@ class Evalscript:
     """
 
     def __init__(self, source: str, *, timeout_seconds: float | None = None, strict: bool = False) -> None:
-        if not _VERSION_3.search(source):
+        if not is_version_3(source):
             raise invalid("Only evalscripts of version 3 are supported; start the script with //VERSION=3.")
         self._source = source
         self._strict = strict
