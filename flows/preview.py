@@ -71,7 +71,7 @@ def _days(text: Any) -> Any:
     start, slash, end = text.partition("/")
     if not slash:
         raise ValueError("first and last day are needed, such as 2019-06-01/2019-08-31")
-    return {"start": start, "end": end, "step_days": 1}
+    return {"start": start.strip(), "end": end.strip(), "step_days": 1}
 
 
 class Wish(BaseModel):
@@ -236,14 +236,13 @@ def preview_text(found: Preview) -> str:
     wish, window = found.wish, found.window
     lon, lat = wish.middle
     identifier, bands, sample_type = found.output
-    values = found.picture.values
     likely = f", {_share_text(found)}" if found.script.drops_scenes else ""
     lines = {
         "Picture": f"{wish.file}",
         "Window": f"{window.width} x {window.height} pixels of {wish.resolution:g} m near {lon:.4f}, {lat:.4f} "
         f"(EPSG:{window.epsg}, tile {found.tile.name})",
         "Output": f"'{identifier}', {_plural(bands, 'band')} of {sample_type}, {found.picture.how}",
-        "Values": "none is valid" if values is None else f"{number_text(values[0])} to {number_text(values[1])}",
+        "Values": _values_text(found.picture),
         "Samples": f"{found.window_samples} by the Catalog (mosaicking {found.script.mosaicking})",
         "Price": _window_price_text(found),
         "Whole area": f"{_plural(len(found.tiles), 'tile')} of grid {wish.grid}, "
@@ -311,6 +310,13 @@ def _check_not_empty(wish: Wish, in_window: int, in_area: int) -> None:
 def _process_pu(script: Script, tile: Tile, samples: float, *, float_output: bool) -> float:
     bands = priced_bands(script.input_bands)
     return process_price_pu(tile.width * tile.height, bands, samples, float_output=float_output)
+
+
+def _values_text(picture: Picture) -> str:
+    if picture.values is None:
+        return "none is valid"
+    least, most = map(number_text, picture.values)
+    return f"{least} to {most}" + (f", in {picture.valid_share:.1%} of the pixels" if picture.valid_share < 1 else "")
 
 
 def _window_price_text(found: Preview) -> str:

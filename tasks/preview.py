@@ -55,11 +55,13 @@ class Picture:
         png: encoded.
         how: how it was made of the output, a sentence's part.
         values: least and greatest valid value of what it shows, as the script gave them; None without a valid one.
+        valid_share: of the pixels, 0 to 1; the others are transparent.
     """
 
     png: bytes
     how: str
     values: tuple[float, float] | None
+    valid_share: float
 
 
 def chosen_output(script: Script, name: str | None) -> Output:
@@ -172,15 +174,15 @@ def picture_of(content: bytes, output: Output) -> Picture:
     """
     values, valid = _read(content)
     if media_type(output) == PNG:
-        return Picture(content, "as the service drew it", _range(values[:3], valid[:3]))
+        return Picture(content, "as the service drew it", _range(values[:3], valid[:3]), _share(valid))
     shown, named = _shown_bands(len(values))
     values, valid = values[shown], valid[shown]
     if not valid.any():
-        return Picture(_png(np.zeros(values.shape, np.uint8), valid), f"{named}, without a valid value", None)
+        return Picture(_png(np.zeros(values.shape, np.uint8), valid), f"{named}, without a valid value", None, 0.0)
     black, white = np.percentile(values[valid], PERCENTILES)
     from_to = f"{number_text(black)} black and {number_text(white)} white"
     how = f"{named}, {from_to} (percentiles {PERCENTILES[0]} and {PERCENTILES[1]})"
-    return Picture(_png(_stretched(values, black, white), valid), how, _range(values, valid))
+    return Picture(_png(_stretched(values, black, white), valid), how, _range(values, valid), _share(valid))
 
 
 def number_text(value: float) -> str:
@@ -233,6 +235,10 @@ def _stretched(values: NDArray[Any], black: float, white: float) -> NDArray[np.u
 def _range(values: NDArray[Any], valid: NDArray[np.bool_]) -> tuple[float, float] | None:
     kept = values[valid]
     return (float(kept.min()), float(kept.max())) if kept.size else None
+
+
+def _share(valid: NDArray[np.bool_]) -> float:
+    return float(valid.all(axis=0).mean())
 
 
 def _png(colours: NDArray[np.uint8], valid: NDArray[np.bool_]) -> bytes:

@@ -204,6 +204,7 @@ def test_other_values_are_stretched_between_percentiles_and_missing_ones_are_tra
     with MemoryFile(picture.png) as file, file.open() as dataset:
         grey, opacity = dataset.read()
     assert ((opacity == 255) == valid).all()
+    assert picture.valid_share == pytest.approx(valid.mean())
     expected = 255 * np.clip((values - black) / (white - black), 0, 1)
     assert np.abs(grey[valid] - expected[valid]).max() <= 1
     assert picture.values == pytest.approx((values[valid].min(), values[valid].max()))
