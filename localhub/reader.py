@@ -3,12 +3,13 @@
 Where the file's grid and the tile's coincide (same CRS and pixel size, offset by whole pixels) pixels are copied;
 otherwise GDAL warps them. The warp is always laid out for the whole tile, so reading it window by window gives the
 same pixels as reading it at once. Overviews are never used: NEAREST returns values that stand in the file. NaN is no
-data in any file, as in the service's own collections of users ("Bring Your Own COG").
+data in any file, as in the service's own collections of users ("Bring Your Own COG"), and 0 in Sentinel-2's optical
+bands, whether or not their files say so (Sentinel-2 products specification, special value NODATA).
 """
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -27,6 +28,7 @@ from rasterio.windows import Window
 
 from localhub.archive import DATA_MASK, ArchiveError, Scene
 from localhub.objectstore import Access
+from localhub.sentinel2 import OPTICAL_BANDS
 from tasks.grid import Tile
 
 ResamplingName = Literal["NEAREST", "BILINEAR", "BICUBIC"]
@@ -114,17 +116,32 @@ def read_data_mask(scene: Scene, tile: Tile, window: Window | None = None) -> ND
     if DATA_MASK in scene.assets:
         stored = _read(scene, DATA_MASK, tile, window, _NEAREST, mask=False)
         return _ones(stored)
-    witness = "B02" if "B02" in scene.assets else next(iter(scene.assets))
-    return _read(scene, witness, tile, window, _NEAREST, mask=True)
+    return _read(scene, _witness(scene), tile, window, _NEAREST, mask=True)
+
+
+@contextmanager
+def mask_held(scene: Scene) -> Iterator[None]:
+    """Keep the band open that stands in for a missing `dataMask`: what was decoded for the mask serves its values, too.
+
+    Raises:
+        ArchiveError: the file cannot be read.
+    """
+    with nullcontext() if DATA_MASK in scene.assets else _opened(scene, _witness(scene)):
+        yield
+
+
+def _witness(scene: Scene) -> str:
+    return "B02" if "B02" in scene.assets else next(iter(scene.assets))
 
 
 def _read(scene: Scene, band: str, tile: Tile, window: Window | None, methods: Methods, *, mask: bool) -> NDArray[Any]:
     rows, columns = _checked(window, tile)
     with _opened(scene, band) as dataset:
+        nodata = _nodata(dataset, scene.collection, band)
         origin = _whole_pixel_origin(dataset, tile)
         if origin is not None:
-            return _copy(dataset, _shift(rows, origin[0]), _shift(columns, origin[1]), mask=mask)
-        return _warp(dataset, tile, Window.from_slices(rows, columns), methods, mask=mask)
+            return _copy(dataset, _shift(rows, origin[0]), _shift(columns, origin[1]), nodata, mask=mask)
+        return _warp(dataset, tile, Window.from_slices(rows, columns), methods, nodata, mask=mask)
 
 
 def _checked(window: Window | None, tile: Tile) -> tuple[slice, slice]:
@@ -144,7 +161,7 @@ def _opened(scene: Scene, band: str) -> Iterator[DatasetReader]:
         raise ArchiveError(f"Scene {scene.id} of {scene.collection} has no band {band}. It has: {held}.")
     path = scene.assets[band]
     try:
-        with _environment(scene.access), rasterio.open(path) as dataset:
+        with _environment(scene.access), rasterio.open(path, sharing=True) as dataset:
             if dataset.crs is None:
                 raise ArchiveError(f"Band {band} of scene {scene.id} has no CRS: {path}. Write it with its CRS.")
             yield dataset
@@ -194,14 +211,23 @@ def _shift(part: slice, offset: int) -> slice:
     return slice(part.start + offset, part.stop + offset)
 
 
-def _copy(dataset: DatasetReader, rows: slice, columns: slice, *, mask: bool) -> NDArray[Any]:
+def _nodata(dataset: DatasetReader, collection: str, band: str) -> float | None:
+    """Return the value that stands for no data, also where the file does not say so."""
+    if dataset.nodata is not None:
+        return float(dataset.nodata)
+    if _holds_floats(dataset):
+        return math.nan
+    return 0.0 if collection.startswith("sentinel-2") and band in OPTICAL_BANDS else None
+
+
+def _copy(dataset: DatasetReader, rows: slice, columns: slice, nodata: float | None, *, mask: bool) -> NDArray[Any]:
     """Pixels as they stand; rows and columns may leave the file."""
     dtype = np.dtype(np.uint8 if mask else dataset.dtypes[0])
     result = np.zeros((rows.stop - rows.start, columns.stop - columns.start), dtype)
     inside_rows, inside_columns = _clip(rows, dataset.height), _clip(columns, dataset.width)
     if inside_rows.start < inside_rows.stop and inside_columns.start < inside_columns.stop:
         part = Window.from_slices(inside_rows, inside_columns)
-        values = _inside_mask(dataset, part) if mask else _inside_values(dataset, part)
+        values = _inside_mask(dataset, part, nodata) if mask else _inside_values(dataset, part)
         result[_shift(inside_rows, -rows.start), _shift(inside_columns, -columns.start)] = values
     return result
 
@@ -215,11 +241,13 @@ def _ones(values: NDArray[Any]) -> NDArray[np.uint8]:
     return ones
 
 
-def _inside_mask(dataset: DatasetReader, part: Window) -> NDArray[np.uint8]:
+def _inside_mask(dataset: DatasetReader, part: Window, nodata: float | None) -> NDArray[np.uint8]:
     """1 where the file has data, inside of it."""
     valid = dataset.read_masks(1, window=part) != 0
     if _holds_floats(dataset):
         valid &= ~np.isnan(dataset.read(1, window=part))
+    elif nodata != dataset.nodata:
+        valid &= dataset.read(1, window=part) != nodata
     return _ones(valid)
 
 
@@ -241,10 +269,11 @@ def _holds_floats(dataset: DatasetReader) -> bool:
     return bool(np.dtype(dataset.dtypes[0]).kind == "f")
 
 
-def _warp(dataset: DatasetReader, tile: Tile, window: Window, methods: Methods, *, mask: bool) -> NDArray[Any]:
+def _warp(
+    dataset: DatasetReader, tile: Tile, window: Window, methods: Methods, nodata: float | None, *, mask: bool
+) -> NDArray[Any]:
     """Values by GDAL's warper; its alpha band tells data from no data, and no data is 0 in both."""
     sizes = _pixel_sizes(dataset, tile)
-    nodata = math.nan if dataset.nodata is None and _holds_floats(dataset) else dataset.nodata
     with WarpedVRT(
         dataset,
         crs=f"EPSG:{tile.epsg}",

@@ -22,7 +22,7 @@ from localhub.engine import Dataset, Evalscript, Plan, SceneInfo, Setup
 from localhub.engine.bands import no_band
 from localhub.payload import Data, Processing
 from localhub.pricing import Read
-from localhub.reader import Methods, read_band, read_data_mask
+from localhub.reader import Methods, mask_held, read_band, read_data_mask
 from localhub.spool import NO_DATA_DTYPE, Spool
 from tasks.grid import Tile, lonlat_shape
 
@@ -230,10 +230,11 @@ def _with_data(
     for position, members in enumerate(samples):
         missing = inside.copy()
         for scene in (selection.scenes[index] for index in members):
-            fill = missing & (read_data_mask(scene, tile, window) != 0)
-            if fill.any():
-                _fill(result, shape, position, fill, scene, reader)
-                missing &= ~fill
+            with mask_held(scene):
+                fill = missing & (read_data_mask(scene, tile, window) != 0)
+                if fill.any():
+                    _fill(result, shape, position, fill, scene, reader)
+                    missing &= ~fill
             if not missing.any():
                 break
     return result
