@@ -54,7 +54,7 @@ class Settings(BaseModel):
     """Processes that evaluate features, and as many for the Process API from its first request on."""
     worker_memory_mb: int = Field(default=2048, ge=512)
     """Resident memory of such a process, MiB. A script that makes it larger is interrupted and its feature, analysis or
-    request fails; when that does not help, the process ends at a quarter more. It must hold four times `block_mb`."""
+    request fails; when that does not help, the process ends at a quarter more. At least four times `block_mb`."""
     script_seconds: float = Field(default=DEFAULTS.call_seconds, gt=0)
     """Time of one call into a script: its top-level code, a function, or a chunk of pixels."""
     block_mb: int = Field(default=256, ge=1)
@@ -81,6 +81,15 @@ class Settings(BaseModel):
     def _names_each_client_once(self) -> Self:
         if self.client_id in self.other_clients:
             raise ValueError(f"Client '{self.client_id}' is client_id and one of other_clients; give it one secret.")
+        return self
+
+    @model_validator(mode="after")
+    def _holds_its_blocks(self) -> Self:
+        if self.worker_memory_mb < 4 * self.block_mb:
+            raise ValueError(
+                f"worker_memory_mb {self.worker_memory_mb} does not hold block_mb {self.block_mb}, which takes up to four "
+                f"times as much in all; choose {4 * self.block_mb} or more, or smaller blocks."
+            )
         return self
 
     @property

@@ -168,3 +168,16 @@ def test_outputs_without_data_are_zeros_even_where_zero_is_data(tmp_path: Path) 
     for path in stack.export(None).values():
         with rasterio.open(path) as dataset:
             assert not dataset.read().any()
+
+
+@pytest.mark.parametrize(("bands", "interleave"), [(16, "PIXEL"), (17, "BAND")])
+def test_bands_that_make_a_block_large_are_written_one_after_the_other(
+    tmp_path: Path, bands: int, interleave: str
+) -> None:
+    tile = Tile("t", 32633, (400000.0, 5000000.0, 410240.0, 5010240.0), 1024, 1024)
+    last = np.arange(1024 * 1024, dtype="float32").reshape(1, 1024, 1024)
+    with RasterStack(tmp_path, tile, [Output("x", bands, "FLOAT32", None)]) as stack:
+        stack.write(0, {"x": np.repeat(last, bands, axis=0)})
+    with rasterio.open(stack.export(cog())["x"]) as dataset:
+        assert dataset.tags(ns="IMAGE_STRUCTURE")["INTERLEAVE"] == interleave
+        np.testing.assert_array_equal(dataset.read(bands), last[0])

@@ -7,6 +7,7 @@ import pytest
 import rasterio
 import requests
 import s3fs
+from pydantic import ValidationError
 
 from localhub.seaweed import SeaweedFS
 from localhub.server import LocalHub
@@ -95,6 +96,13 @@ def test_a_request_whose_script_misbehaves_is_answered_with_400_and_the_next_one
     assert (bad.status_code, bad.json()["error"]["code"]) == (400, "RENDERER_EXCEPTION")
     assert text in bad.json()["error"]["message"]
     assert answer(strict_hub, web, RED).status_code == 200
+
+
+def test_a_worker_must_be_able_to_hold_its_blocks() -> None:
+    with pytest.raises(
+        ValidationError, match="worker_memory_mb 1024 does not hold block_mb 512, .* choose 2048 or more"
+    ):
+        Settings(data_dir=Path(), archive=Path(), worker_memory_mb=1024, block_mb=512)
 
 
 def answer(hub: LocalHub, web: requests.Session, script: str) -> requests.Response:
