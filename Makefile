@@ -21,8 +21,10 @@ check: $(READY)  ## format, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(READY)  ## benchmarks, side by side with the peer
+bench: $(READY)  ## benchmarks, side by side with their peers; needs Node.js besides
 	$(BIN)/python benchmarks/evalscript.py
+	$(BIN)/python benchmarks/node.py
+	$(BIN)/python benchmarks/rasters.py
 
 lock:  ## exact versions of everything, for all supported Pythons
 	uv pip compile -q --universal --python-version 3.11 --all-extras pyproject.toml -o requirements.lock \
