@@ -87,8 +87,8 @@ class Settings(BaseModel):
     def _holds_its_blocks(self) -> Self:
         if self.worker_memory_mb < 4 * self.block_mb:
             raise ValueError(
-                f"worker_memory_mb {self.worker_memory_mb} does not hold block_mb {self.block_mb}, which takes up to four "
-                f"times as much in all; choose {4 * self.block_mb} or more, or smaller blocks."
+                f"worker_memory_mb {self.worker_memory_mb} does not hold block_mb {self.block_mb}, which takes up to "
+                f"four times as much in all; choose {4 * self.block_mb} or more, or smaller blocks."
             )
         return self
 

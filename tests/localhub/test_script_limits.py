@@ -99,9 +99,7 @@ def test_a_request_whose_script_misbehaves_is_answered_with_400_and_the_next_one
 
 
 def test_a_worker_must_be_able_to_hold_its_blocks() -> None:
-    with pytest.raises(
-        ValidationError, match="worker_memory_mb 1024 does not hold block_mb 512, .* choose 2048 or more"
-    ):
+    with pytest.raises(ValidationError, match=r"memory_mb 1024 does not hold block_mb 512, .* choose 2048 or more"):
         Settings(data_dir=Path(), archive=Path(), worker_memory_mb=1024, block_mb=512)
 
 
