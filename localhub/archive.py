@@ -1,7 +1,8 @@
 """The scene archive: STAC items, each with one single-band file an asset, and the search over them.
 
 Items follow STAC 1.0.0 (Item specification): GeoJSON features with ``collection``, ``properties.datetime`` and
-``assets`` keyed by band name. Relative hrefs start at the item's own folder. They lie in a folder or in a bucket.
+``assets`` keyed by band name, or as Earth Search and the Copernicus Data Space key those of Sentinel-2. Relative hrefs
+start at the item's own folder. They lie in a folder or in a bucket.
 """
 
 import json
@@ -22,10 +23,13 @@ from shapely.geometry.base import BaseGeometry
 from localhub.archiveroot import BucketFolder, Root, RootError, root_of
 from localhub.errors import StoreError
 from localhub.objectstore import Access
-from localhub.sentinel2 import added_dn
+from localhub.sentinel2 import added_dn, by_band
 
 DATA_MASK = "dataMask"
 """The band that every scene has: as an asset, or derived from a file's nodata value and extent."""
+
+_NO_BAND = ("thumbnail", "overview", "visual", "metadata")
+"""Roles of assets that are no bands (STAC, best practices on asset roles), unless they have the role `data` too."""
 
 ORDERS = ("mostRecent", "leastRecent", "leastCC")
 """The mosaicking orders of the service."""
@@ -206,7 +210,7 @@ def _is_item(name: str, document: Any) -> bool:
 def _read_item(name: str, item: Mapping[str, Any], root: Root, withheld: AbstractSet[str]) -> Scene:
     properties = _member(name, item, "properties", dict)
     collection = _member(name, item, "collection", str)
-    assets = _member(name, item, "assets", dict)
+    assets = by_band(collection, _rasters(name, _member(name, item, "assets", dict)))
     return Scene(
         id=_member(name, item, "id", str),
         collection=collection,
@@ -254,6 +258,19 @@ def _footprint(name: str, item: Mapping[str, Any]) -> BaseGeometry:
     if footprint.is_empty or not footprint.is_valid or not math.isfinite(footprint.area):
         raise _broken(name, "its geometry is empty or crosses itself")
     return footprint
+
+
+def _rasters(name: str, assets: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the assets that may be bands: catalogues have pictures and documents beside them, copies often not."""
+    found = {band: asset for band, asset in assets.items() if _may_be_a_band(asset)}
+    if not found:
+        raise _broken(name, "none of its assets is a band")
+    return found
+
+
+def _may_be_a_band(asset: Any) -> bool:
+    roles = asset.get("roles") if isinstance(asset, dict) else None
+    return not isinstance(roles, list) or "data" in roles or not any(role in _NO_BAND for role in roles)
 
 
 def _asset_files(name: str, assets: Mapping[str, Any], root: Root, withheld: AbstractSet[str]) -> dict[str, str]:

@@ -5,6 +5,7 @@ Sentinel-2 products specification (RADIO_ADD_OFFSET, BOA_ADD_OFFSET); the STAC e
 """
 
 import math
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
@@ -21,6 +22,17 @@ ALIASES: Mapping[str, str] = MappingProxyType(
 )
 """Collection by the names that a request may use; any other collection has one name."""
 
+_COMMON_NAMES: Mapping[str, str] = MappingProxyType(
+    {
+        "coastal": "B01", "blue": "B02", "green": "B03", "red": "B04", "rededge1": "B05", "rededge2": "B06",
+        "rededge3": "B07", "nir": "B08", "nir08": "B8A", "nir09": "B09", "cirrus": "B10", "swir16": "B11",
+        "swir22": "B12", "aot": "AOT", "scl": "SCL", "cloud": "CLD", "snow": "SNW",
+    }
+)  # fmt: skip
+"""Band by the name of its asset in Earth Search."""
+_AT_RESOLUTION: Final = re.compile(r"(.+)_(\d+)m")
+"""Name of an asset in the Copernicus Data Space, which has bands at several resolutions."""
+
 OPTICAL_BANDS: Final = frozenset(band for band, units in UNITS.items() if "REFLECTANCE" in units)
 """The bands that hold reflectance."""
 
@@ -32,6 +44,22 @@ _BASELINES = ("s2:processing_baseline", "sentinel:processing_baseline", "process
 Data Space (STAC extension Processing)."""
 _APPLIED = ("earthsearch:boa_offset_applied", "sentinel:boa_offset_applied")
 """Where Earth Search says that its files are harmonised already, whatever else the item says."""
+
+
+def by_band(collection: str, assets: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return an item's assets by the service's names of bands, of several resolutions the finest.
+
+    Those of collections other than Sentinel-2's stay as they are, as do assets of other names.
+    """
+    if not collection.startswith("sentinel-2"):
+        return assets
+    found: dict[str, tuple[int, Any]] = {}
+    for name, asset in assets.items():
+        match = _AT_RESOLUTION.fullmatch(name)
+        band, resolution_m = (match[1], int(match[2])) if match else (_COMMON_NAMES.get(name, name), 0)
+        if band not in found or resolution_m < found[band][0]:
+            found[band] = resolution_m, asset
+    return {band: asset for band, (_, asset) in found.items()}
 
 
 def added_dn(collection: str, band: str, properties: Mapping[str, Any], asset: Mapping[str, Any]) -> int:

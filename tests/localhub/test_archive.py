@@ -75,6 +75,44 @@ def test_bands_are_those_of_every_scene_and_the_data_mask(tmp_path: Path) -> Non
     assert Archive.open(tmp_path).bands("sentinel-2-l1c") == {"B02", "dataMask"}
 
 
+@pytest.mark.parametrize(
+    ("names", "properties"),
+    [
+        (("B04", "B08", "SCL"), {"s2:processing_baseline": "05.11"}),
+        (("red", "nir", "scl"), {"s2:processing_baseline": "05.11", "earthsearch:boa_offset_applied": False}),
+        (("B04_10m", "B08_10m", "SCL_20m"), {"processing:version": "05.11"}),
+    ],
+    ids=["Planetary Computer", "Earth Search", "Copernicus Data Space"],
+)
+def test_items_of_the_catalogues_that_people_copy_have_the_services_bands(
+    tmp_path: Path, names: tuple[str, ...], properties: dict[str, Any]
+) -> None:
+    """Pictures and documents need not be there; the addition of the baseline is known."""
+    assets: dict[str, Any] = {name: {"href": "a.tif", "roles": ["data", "reflectance"]} for name in names}
+    assets["thumbnail"] = {"href": "absent.jpg", "roles": ["thumbnail"]}
+    assets["granule_metadata"] = {"href": "absent.xml", "roles": ["metadata"]}
+    described = {"datetime": "2022-06-01T10:00:00Z", **properties}
+    _item(tmp_path, "a", collection="sentinel-2-l2a", assets=assets, properties=described)
+    (scene,) = Archive.open(tmp_path).scenes
+    assert scene.assets.keys() == {"B04", "B08", "SCL"}
+    assert scene.added_dn == {"B04": 1000, "B08": 1000}
+
+
+def test_of_a_band_at_several_resolutions_the_finest_is_read(tmp_path: Path) -> None:
+    hrefs = {"B02_60m": "c.tif", "B02_10m": "a.tif", "B02_20m": "b.tif", "B05_60m": "c.tif", "B05_20m": "b.tif"}
+    for file in set(hrefs.values()):
+        tmp_path.joinpath(file).touch()
+    _item(tmp_path, "a", assets={name: {"href": href} for name, href in hrefs.items()})
+    (scene,) = Archive.open(tmp_path).scenes
+    assert {band: Path(file).name for band, file in scene.assets.items()} == {"B02": "a.tif", "B05": "b.tif"}
+
+
+def test_other_collections_keep_the_names_of_their_bands(tmp_path: Path) -> None:
+    assets = {"red": {"href": "a.tif"}, "height_30m": {"href": "a.tif"}}
+    _item(tmp_path, "a", collection="byoc-own", assets=assets)
+    assert Archive.open(tmp_path).bands("byoc-own") == {"red", "height_30m", "dataMask"}
+
+
 def test_the_time_range_includes_both_ends(tmp_path: Path) -> None:
     for day in (1, 2, 3, 4):
         _item(tmp_path, f"d{day}", f"2019-06-0{day}T10:00:00Z")
@@ -162,6 +200,7 @@ def _asset(href: Any) -> dict[str, Any]:
             "crosses itself",
         ),
         ({"assets": {}}, "'assets' is {}"),
+        ({"assets": {"preview": {"href": "a.png", "roles": ["overview"]}}}, "none of its assets is a band"),
         ({"assets": {"B02": {}}}, "'B02' has no href"),
         (_asset("absent.tif"), r"'B02' \(absent.tif\) is not there"),
         (_asset("../secret.tif"), "lies outside the archive"),

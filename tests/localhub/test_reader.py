@@ -208,6 +208,22 @@ def test_a_files_nodata_value_is_read_as_0_and_masked(tmp_path: Path, resolution
     assert not mask[:, half:].any()
 
 
+@pytest.mark.parametrize("resolution", [10, 7, 20])
+def test_0_is_no_data_in_optical_bands_of_sentinel_2_even_if_the_file_does_not_say_so(
+    tmp_path: Path, resolution: float
+) -> None:
+    values = np.full((60, 60), 1000, np.uint16)
+    values[:, 30:] = 0
+    scene = _scene({"B02": _write(tmp_path / "B02.tif", values, 10)})
+    tile = _tile(int(600 / resolution), int(600 / resolution), resolution)
+    band, mask = read_band(scene, "B02", tile, methods=BILINEAR), read_data_mask(scene, tile)
+    assert set(np.unique(band)) == {0, 1000}
+    assert 0.4 < mask.mean() < 0.6
+    assert not band[:, int(340 / resolution) :].any()
+    own = replace(scene, collection="byoc-own")
+    assert read_data_mask(own, tile).all()
+
+
 def test_no_data_does_not_bleed_into_interpolated_pixels(tmp_path: Path) -> None:
     values = np.full((40, 40), 1000, np.uint16)
     values[:, 20:] = 0
