@@ -88,10 +88,7 @@ def without_ids(tiles: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def test_orbits_come_into_userdata_as_the_documentation_prints_them() -> None:
-    more = """function updateOutputMetadata(scenes, inputMetadata, outputMetadata) {
-      outputMetadata.userData = { "inputMetadata": inputMetadata }
-      outputMetadata.userData["orbits"] = scenes.orbits
-    }"""
+    more = "function updateOutputMetadata({ orbits }, inputMetadata, out) { out.userData = { inputMetadata, orbits }; }"
     bands = {"B04": [1, 2, 3], "dataMask": [1, 1, 1]}
     found = run(script("return [0];", more=more), bands, guide_scenes()).user_data
     assert found["inputMetadata"].keys() == {"serviceVersion", "normalizationFactor"}
@@ -111,12 +108,8 @@ def test_orbits_come_into_userdata_as_the_documentation_prints_them() -> None:
 
 
 def test_tiles_and_a_running_maximum_come_into_userdata_as_the_documentation_prints_them() -> None:
-    more = """var maxValueB02 = 0
-    function updateOutputMetadata(scenes, inputMetadata, outputMetadata) {
-      outputMetadata.userData = { "tiles":  scenes.tiles }
-      outputMetadata.userData.maxValueB02 = maxValueB02
-    }"""
-    body = "for (const s of samples) maxValueB02 = Math.max(maxValueB02, s.B04 * 0.0001); return [0];"
+    more = "let highest = 0; function updateOutputMetadata({ tiles }, i, out) { out.userData = { tiles, highest }; }"
+    body = "for (const s of samples) highest = Math.max(highest, s.B04 * 0.0001); return [0];"
     bands = {"B04": np.array([[[8795, 7]]] * 6, "uint16"), "dataMask": np.ones((6, 1, 2), "uint8")}
     found = run(script(body, mosaicking="TILE", more=more), bands, guide_scenes()).user_data
     assert without_ids(found["tiles"]) == [
@@ -124,7 +117,7 @@ def test_tiles_and_a_running_maximum_come_into_userdata_as_the_documentation_pri
         for index, (date, cover, path) in enumerate(GUIDE)
     ]
     assert all(isinstance(tile["shId"], int) for tile in found["tiles"])
-    assert found["maxValueB02"] == 0.8795000000000001
+    assert found["highest"] == 0.8795000000000001
 
 
 def test_simple_tells_update_output_metadata_the_tiles_of_the_mosaic_and_no_one_else() -> None:
