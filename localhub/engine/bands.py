@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from localhub.engine.errors import EvalscriptError, invalid
+from localhub.engine.errors import EvalscriptError, invalid, objection
 
 NORMALIZATION_FACTOR: Final = 0.0001
 """Reflectance of one DN of Sentinel-2; the service multiplies in double precision (8795 gives 0.8795000000000001)."""
@@ -33,6 +33,8 @@ _BANDS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
     {"sentinel-2-l1c": SENTINEL_2_BANDS - _OF_L2A_ONLY, "sentinel-2-l2a": SENTINEL_2_BANDS - {"B10"}}
 )
 """Collection → its bands; other collections have whatever their owners put in."""
+_NAMES_IN_MESSAGES: Final[Mapping[str, str]] = MappingProxyType({"sentinel-2-l1c": "S2L1C", "sentinel-2-l2a": "S2L2A"})
+"""Collection → what the service calls it where it objects to a script; ``byoc-…`` stays as it is."""
 
 
 def unit_factor(collection: str, band: str, unit: str | None) -> float:
@@ -54,7 +56,7 @@ def unit_factor(collection: str, band: str, unit: str | None) -> float:
     factor = units.get(unit.upper())
     if factor is None:
         raise invalid(
-            f"Band '{band}' of collection '{collection}' requested in unsupported units '{unit}'! "
+            f"Band '{band}' of collection '{_in_messages(collection)}' requested in unsupported units '{unit}'! "
             f"Supported units for this band: [{', '.join(units)}]."
         )
     return factor
@@ -70,5 +72,9 @@ def _units(collection: str, band: str) -> Mapping[str, float]:
 
 
 def no_band(collection: str, band: str) -> EvalscriptError:
-    """Word that a collection lacks a band."""
-    return invalid(f"Collection '{collection}' has no band '{band}'.")
+    """Word that a collection lacks a band, as the service does."""
+    return objection(f"Collection '{_in_messages(collection)}' has no band '{band}'.")
+
+
+def _in_messages(collection: str) -> str:
+    return _NAMES_IN_MESSAGES.get(collection, collection)

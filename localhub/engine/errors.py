@@ -20,7 +20,8 @@ class EvalscriptError(Exception):
     """The evalscript is wrong: it does not parse, declares something unknown, or failed while it ran.
 
     The text is the one the service gives: ``Failed to evaluate script!``, then ``evalscript.js:LINE: TypeError: …``,
-    the line itself and the stack; ``Invalid script! …`` where ``setup`` declares what does not exist.
+    the line itself and the stack; ``Invalid script! …`` or ``Collection … has no band …`` where ``setup`` declares
+    what does not exist.
     """
 
 
@@ -71,4 +72,9 @@ def used_more_than(limit_bytes: int) -> str:
 
 def invalid(reason: str) -> EvalscriptError:
     """Word an objection to what the script declares."""
-    return EvalscriptError(_shortened(f"Invalid script! {reason}", _MOST_CHARACTERS))
+    return objection(f"Invalid script! {reason}")
+
+
+def objection(text: str) -> EvalscriptError:
+    """Word one that the service gives as it is."""
+    return EvalscriptError(_shortened(text, _MOST_CHARACTERS))

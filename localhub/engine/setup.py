@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 
 from localhub.engine.bands import unit_factor
-from localhub.engine.errors import invalid
+from localhub.engine.errors import invalid, objection
 
 MOSAICKINGS: Final = ("SIMPLE", "ORBIT", "TILE")
 MOST_BANDS: Final = 65535
@@ -96,11 +96,12 @@ class Setup:
             ids: of the request's ``input.data``, in order; None where it gives none.
 
         Returns:
-            One for each of ``ids``. All inputs of a collection are merged. Of several collections each has the key that
-            its inputs give as datasource, or else its number, whatever the request calls it (page "Data Fusion").
+            One for each of ``ids``. Inputs of the same datasource are merged. Of several collections each has the key
+            that its inputs give as datasource, or else its number, whatever the request calls it (page "Data Fusion").
 
         Raises:
-            EvalscriptError: an input fits none of the collections.
+            EvalscriptError: an input fits none of the collections. A second one without datasource never fits a
+                request of one collection, in the service's own words, which several users report.
         """
         keys = [name or str(position) for position, name in enumerate(ids)]
         groups: dict[str, list[Input]] = {key: [] for key in keys}
@@ -116,12 +117,21 @@ class Setup:
         named = declared.datasource
         if named is not None and named in keys:
             return named
-        if len(keys) == 1 and (named is None or (alone and len({entry.datasource for entry in self.inputs}) == 1)):
+        if named is None:
+            return self._key_at(position, keys)
+        if alone and len({entry.datasource for entry in self.inputs}) == 1:
             return keys[0]
-        if named is None and position < len(keys):
+        raise invalid(f"setup().input asks for datasource '{named}'; the request has [{', '.join(keys)}].")
+
+    def _key_at(self, position: int, keys: Sequence[str]) -> str:
+        """Key of the collection for an input without datasource: the service goes by position, and merges none."""
+        if position < len(keys):
             return keys[position]
-        wanted = f"datasource '{named}'" if named else f"collection number {position + 1}"
-        raise invalid(f"setup().input asks for {wanted}; the request has [{', '.join(keys)}].")
+        raise objection(
+            f"Dataset with id: {position} not found. setup().input has {len(self.inputs)} entries, each for a "
+            f"collection of its own; the request has {len(keys)}. Put all bands of a collection into one entry, with "
+            "an array of units."
+        )
 
     def _source(self, key: str | None, inputs: Sequence[Input]) -> Source:
         units = {band: unit for entry in inputs for band, unit in zip(entry.bands, entry.units, strict=True)}

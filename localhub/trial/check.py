@@ -139,9 +139,9 @@ def _checked(script: Evalscript, source: str, trial: Trial) -> Report:
 
 
 def _datasources(setup: Setup) -> list[str | None]:
-    """Return the names of the request's collections that fit the script; None for the only one where it has none."""
+    """Return the names of the request's collections that fit the script; None for those that have only a number."""
     names = list(dict.fromkeys(entry.datasource for entry in setup.inputs if entry.datasource))
-    return [*names] if names else [None]
+    return [*names] if names else [None] * len(setup.inputs)
 
 
 def _collection_for(source: Source, own_bands: Sequence[str]) -> str:
@@ -217,6 +217,11 @@ def _notes(script: Evalscript, plan: Plan, window: Window) -> Iterator[str]:
         yield (
             f"output '{name}': {count:,} of {pixels:,} pixels returned another number of values than the declared "
             f"{declared[name]}; missing ones become 0, surplus ones are dropped"
+        )
+    if _datasources(script.setup).count(None) > 1:
+        yield (
+            "each entry of setup().input is for a collection of its own; a request for only one is answered with "
+            "'Dataset with id: 1 not found.'"
         )
     if plan.has_floats:
         yield "FLOAT32 doubles the price"

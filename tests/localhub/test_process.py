@@ -375,7 +375,7 @@ def _wrong(**changes: Any) -> dict[str, Any]:
          "2 responses come in an archive: set the header Accept to application/tar"),
         (body("function setup() {}"), "RENDERER_EXCEPTION", "VERSION=3"),
         (body(RED.replace("sample.B04", "sample.B04.x.y")), "RENDERER_EXCEPTION", "evalscript.js:5: TypeError"),
-        (body(RED.replace("B04", "B99")), "RENDERER_EXCEPTION", "Collection 'sentinel-2-l1c' has no band 'B99'."),
+        (body(RED.replace("B04", "B99")), "RENDERER_EXCEPTION", "Collection 'S2L1C' has no band 'B99'."),
         (_wrong(responses=[{"identifier": "other"}]), "RENDERER_EXCEPTION", "outputs ['other'] that the script"),
         (body(RED.replace("UINT16", "FLOAT32"), {}), "RENDERER_EXCEPTION", "image/png does not hold"),
         (body(FALSE_COLOUR, {"responses": [{"format": {"type": "image/jpeg"}}]}), "RENDERER_EXCEPTION", "4 bands of"),

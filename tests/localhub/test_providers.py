@@ -44,7 +44,7 @@ def test_aws_has_the_bands_of_s2cloudless_and_cdse_has_not(
 ) -> None:
     assert rendered(hub, CLOUDS).status_code == 200
     assert analysed(hub, s3, bucket, CLOUDS) == ("ANALYSIS_DONE", None)
-    refusal = "Invalid script! Collection 'sentinel-2-l1c' has no band 'CLM'."
+    refusal = "Collection 'S2L1C' has no band 'CLM'."
     answer = rendered(cdse, CLOUDS)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "RENDERER_EXCEPTION")
     assert answer.json()["error"]["message"] == refusal

@@ -278,7 +278,7 @@ def test_a_script_that_throws_makes_its_feature_fatal_and_leaves_the_others(
 @pytest.mark.parametrize(
     ("script", "responses", "reason"),
     [
-        (RED.replace("B04", "B99"), [("default", "image/tiff")], "Collection 'sentinel-2-l1c' has no band 'B99'."),
+        (RED.replace("B04", "B99"), [("default", "image/tiff")], "Collection 'S2L1C' has no band 'B99'."),
         (RED.replace('"DN"', '"KELVIN"'), [("default", "image/tiff")], "unsupported units 'KELVIN'"),
         (RED, [("NDVI", "image/tiff")], r"Response 'NDVI' is not an output of setup\(\); it has \[default\]"),
         (RED.replace("function", "fnction"), [("default", "image/tiff")], "evalscript.js:2: SyntaxError"),

@@ -83,10 +83,19 @@ def test_setup_is_called_once_without_arguments_after_the_top_level_code() -> No
 
 
 def test_inputs_of_one_collection_are_merged_and_the_last_unit_counts() -> None:
-    inputs = "[{bands: ['B04', 'SCL']}, {bands: ['B04', 'B08'], units: 'DN', metadata: ['bounds']}]"
+    inputs = """[{datasource: 'any', bands: ['B04', 'SCL']},
+      {datasource: 'any', bands: ['B04', 'B08'], units: 'DN', metadata: ['bounds']}]"""
     (source,) = setup_of(f"{{input: {inputs}, output: {{bands: 1}}}}").sources(["any"])
     assert source.factors("sentinel-2-l2a") == {"B04": 1, "SCL": 1, "B08": 1}
     assert source.bounds
+
+
+@pytest.mark.parametrize("name", [None, "only"])
+def test_a_second_input_without_datasource_is_for_a_second_collection(name: str | None) -> None:
+    setup = setup_of("{input: [{bands: ['B04']}, {bands: ['SCL'], units: 'DN'}], output: {bands: 1}}")
+    with pytest.raises(EvalscriptError, match=r"^Dataset with id: 1 not found\. .* has 2 entries, .* request has 1\."):
+        setup.sources([name])
+    assert [source.units for source in setup.sources([None, None])] == [{"B04": None}, {"SCL": "DN"}]
 
 
 def test_inputs_as_objects_carry_units_datasource_and_mosaicking() -> None:

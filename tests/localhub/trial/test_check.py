@@ -78,10 +78,10 @@ def test_the_collection_is_one_that_has_the_bands(bands: list[str], collection: 
 
 def test_bands_of_a_collection_of_ones_own_are_given() -> None:
     source = pixel("return [s.NIR - s.R];", "['NIR', 'R', 'dataMask']")
-    assert check(source, TRIAL).error == "Invalid script! Collection 'sentinel-2-l2a' has no band 'NIR'."
+    assert check(source, TRIAL).error == "Collection 'S2L2A' has no band 'NIR'."
     own = Trial(TRIAL.end, own_bands=("R", "NIR"))
     assert check(source, own).readings[0].units == {"NIR": "DN", "R": "DN", "dataMask": "DN"}
-    assert check(SERIES, own).error == "Invalid script! Collection 'byoc' has no band 'B04'."
+    assert check(SERIES, own).error == "Collection 'byoc' has no band 'B04'."
 
 
 def test_several_collections_are_each_made_up() -> None:
@@ -93,6 +93,18 @@ def test_several_collections_are_each_made_up() -> None:
         ("now", "sentinel-2-l2a", "SIMPLE"),
         ("then", "sentinel-2-l1c", "TILE"),
     ]
+
+
+def test_inputs_without_datasource_are_collections_by_number() -> None:
+    inputs = "[{bands: ['B10']}, {bands: ['SCL']}]"
+    report = check(f"{setup(inputs)}function evaluatePixel(s) {{ return [s[0][0].B10 + s['1'][0].SCL]; }}", TRIAL)
+    assert report.error == ""
+    assert [(one.datasource, one.collection) for one in report.readings] == [
+        ("0", "sentinel-2-l1c"),
+        ("1", "sentinel-2-l2a"),
+    ]
+    (note,) = report.notes
+    assert "each entry of setup().input is for a collection of its own" in note
 
 
 def test_days_that_a_script_names_have_acquisitions() -> None:
