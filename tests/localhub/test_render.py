@@ -208,3 +208,12 @@ def test_the_default_order_is_the_most_recent_one(overlapping: tuple[Path, NDArr
     times = [scene.datetime for scene in selection.scenes]
     assert times == sorted(times, reverse=True)
     assert times[0] == datetime.fromisoformat(_day(4))
+
+
+def test_scripts_are_told_where_the_data_of_each_item_lie(overlapping: tuple[Path, NDArray[Any]]) -> None:
+    folder, _ = overlapping
+    archive = Archive.open(folder)
+    (selection,) = select(archive, [Data.model_validate({"type": "sentinel-2-l1c"})], FILE)
+    footprints = {scene.data_path: scene.footprint for scene in archive.scenes}
+    assert len({footprint.wkt for footprint in footprints.values()}) == 4
+    assert {scene.path: scene.footprint for scene in selection.dataset.scenes} == footprints
