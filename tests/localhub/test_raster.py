@@ -170,7 +170,7 @@ def test_outputs_without_data_are_zeros_even_where_zero_is_data(tmp_path: Path) 
             assert not dataset.read().any()
 
 
-@pytest.mark.parametrize(("bands", "interleave"), [(16, "PIXEL"), (17, "BAND")])
+@pytest.mark.parametrize(("bands", "interleave"), [(8, "PIXEL"), (33, "BAND")])
 def test_bands_that_make_a_block_large_are_written_one_after_the_other(
     tmp_path: Path, bands: int, interleave: str
 ) -> None:
