@@ -106,8 +106,8 @@ def read_band(
 def read_data_mask(scene: Scene, tile: Tile, window: Window | None = None) -> NDArray[np.uint8]:
     """1 where the scene has data on the tile's grid, else 0; shape (height, width) of the window.
 
-    The scene's `dataMask` asset says so; without one, pixels inside the file of B02 (or of the first asset) whose
-    value is not that file's nodata value.
+    The scene's `dataMask` asset says so; without one, pixels inside the file of B02 (or of another optical band, or of
+    the first asset) whose value is not that file's nodata value.
 
     Raises:
         ArchiveError: a file cannot be read.
@@ -131,7 +131,8 @@ def mask_held(scene: Scene) -> Iterator[None]:
 
 
 def _witness(scene: Scene) -> str:
-    return "B02" if "B02" in scene.assets else next(iter(scene.assets))
+    optical = (band for band in scene.assets if band in OPTICAL_BANDS)
+    return "B02" if "B02" in scene.assets else next(optical, next(iter(scene.assets)))
 
 
 def _read(scene: Scene, band: str, tile: Tile, window: Window | None, methods: Methods, *, mask: bool) -> NDArray[Any]:

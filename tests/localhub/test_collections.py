@@ -65,7 +65,7 @@ def one_band(band: str, more: str = "", sample_type: str = "FLOAT32") -> str:
 
 
 class Made:
-    """The archive: Sentinel-2 of two days, radar of two days in floats, and heights in signed integers."""
+    """The archive: Sentinel-2 L1C and radar in floats of two days, L2A of baseline 05.11, heights as integers."""
 
     def __init__(self, folder: Path) -> None:
         random = np.random.default_rng(21)
@@ -81,6 +81,10 @@ class Made:
             write_scene(folder, f"s2-{number}", {"B04": self.red[number]}, PLACE, time=time)
             own = f"byoc-{RADAR}"
             write_scene(folder, f"radar-{number}", radar, PLACE, collection=own, time=time, nodata=None)
+        self.surface = random.integers(1, 9000, (50, 60)).astype(np.uint16)
+        self.surface[:5] = 0
+        baseline = {"s2:processing_baseline": "05.11"}
+        write_scene(folder, "l2a", {"B04": self.surface}, PLACE, collection="sentinel-2-l2a", **baseline)
         coarse = grid(32633, 728000.0, 5098000.0, 20, 30, 25)
         write_scene(folder, "dem", {"H": self.heights}, coarse, collection=f"byoc-{HEIGHTS}", nodata=-9999)
 
@@ -151,6 +155,27 @@ def test_a_collection_of_signed_integers_is_warped_by_its_own_pixel_size(
     np.testing.assert_array_equal(read, warped(made.folder / "dem_H.tif", PLACE, METHODS[method]))
     assert read.dtype == np.int16
     assert read.min() < 0
+
+
+@pytest.mark.parametrize("harmonize", [None, True, False])
+@pytest.mark.parametrize("unit", ["REFLECTANCE", "DN"])
+def test_harmonize_values_does_what_is_documented_of_each_unit(
+    hub: LocalHub, made: Made, harmonize: bool | None, unit: str
+) -> None:
+    l2a = DataCollection.SENTINEL2_L2A.define_from("L2A_OF_COLLECTIONS", service_url=hub.base_url)
+    processing = {} if harmonize is None else {"processing": {"harmonizeValues": harmonize}}
+    entry = source(l2a, other_args=processing)
+    stored = made.surface.astype(float)
+    shifted = np.where(stored == 0, 0, stored - 1000)
+    expected = {
+        ("DN", False): stored,
+        ("DN", True): np.maximum(shifted, 0),
+        ("REFLECTANCE", False): shifted * 0.0001,
+        ("REFLECTANCE", True): np.maximum(shifted, 0) * 0.0001,
+    }[unit, harmonize is not False]
+    image = ask(hub, one_band("B04", f", units: '{unit}'"), entry)
+    np.testing.assert_array_equal(image, expected.astype(np.float32))
+    assert (image < 0).any() == ((unit, harmonize) == ("REFLECTANCE", False))
 
 
 def test_one_script_reads_several_collections_each_with_its_filter(

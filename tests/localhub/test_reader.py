@@ -220,6 +220,8 @@ def test_0_is_no_data_in_optical_bands_of_sentinel_2_even_if_the_file_does_not_s
     assert set(np.unique(band)) == {0, 1000}
     assert 0.4 < mask.mean() < 0.6
     assert not band[:, int(340 / resolution) :].any()
+    classes = _write(tmp_path / "SCL.tif", np.full((60, 60), 4, np.uint8), 10)
+    assert np.array_equal(read_data_mask(_scene({"SCL": classes, "B04": scene.assets["B02"]}), tile), mask)
     own = replace(scene, collection="byoc-own")
     assert read_data_mask(own, tile).all()
 
