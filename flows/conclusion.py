@@ -156,8 +156,7 @@ def final_state(order: Order, summary: Summary) -> State[Summary]:
 
 
 def _title(order: Order) -> str:
-    period = order.parameters.period
-    return f"{order.parameters.area.name}, {period.start} to {period.end}"
+    return f"{order.parameters.area.name}, {order.period.start} to {order.period.end}"
 
 
 def _goal(order: Order) -> TileState:

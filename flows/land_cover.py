@@ -4,12 +4,13 @@ import time
 
 from prefect import flow
 from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.conclusion import Summary, announce, conclude, draw_quicklooks, final_state
 from flows.follow import Pipeline, follow
 from flows.order import agree, deliver_tiles_file, prepared_reference, survey_destination, validate
-from flows.parameters import SAMPLE_AREA, SAMPLE_REFERENCE, LandCover, Run
+from flows.parameters import SAMPLE_AREA, SAMPLE_PERIOD, SAMPLE_REFERENCE, LandCover, Run, today
 from tasks.batch import Limits, analyse, find_or_create, start
 from tasks.conversion import FeatureMapping, PatchOptions
 from tasks.evalscript import Imagery
@@ -22,15 +23,21 @@ MAX_THREADS = 64
 """Threads of the task runner; how many work on tiles is ``run.tiles_at_once``."""
 
 
+def run_name() -> str:
+    """Name of a run: area, and the days that are meant."""
+    area, period = flow_run.parameters["area"], flow_run.parameters["period"].on(today())
+    return f"land-cover {area.name} {period.start} to {period.end}"
+
+
 @flow(
     name="land-cover",
-    flow_run_name="land-cover {area.name} {period.start} to {period.end}",
+    flow_run_name=run_name,
     task_runner=ThreadPoolTaskRunner(max_workers=MAX_THREADS),  # type: ignore[arg-type]  # its type is not covariant
 )
 def land_cover(  # noqa: PLR0913, PLR0917 - each is one part of the form that a person fills in
     area: Area = SAMPLE_AREA,
-    period: Period = Period(),  # noqa: B008 - frozen
-    imagery: Imagery = Imagery(),  # noqa: B008
+    period: Period = SAMPLE_PERIOD,
+    imagery: Imagery = Imagery(),  # noqa: B008 - frozen
     tiling: Tiling = Tiling(),  # noqa: B008
     reference: Reference | None = SAMPLE_REFERENCE,
     service: Service = Service(),  # noqa: B008

@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, time
-from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 from botocore.exceptions import BotoCoreError
@@ -18,8 +17,8 @@ from prefect.runtime import deployment
 from pyogrio.errors import DataLayerError, DataSourceError
 from shapely.geometry.base import BaseGeometry
 
-from flows.parameters import LandCover
-from tasks.batch import Work, check_budget, find_job, process_request, upload_geopackage
+from flows.parameters import LandCover, today
+from tasks.batch import Work, check_access, check_budget, check_delivery, find_job, process_request, upload_geopackage
 from tasks.conversion import (
     FeatureMapping,
     Provenance,
@@ -28,14 +27,26 @@ from tasks.conversion import (
     is_converted,
     land_cover_mapping,
 )
-from tasks.errors import InvalidInput, ServiceError
-from tasks.evalscript import Script, load_script, output_dates
+from tasks.errors import EopatchFlowError, InvalidInput, ServiceError
+from tasks.evalscript import Imagery, Script, load_script, output_dates
 from tasks.grid import Tile
 from tasks.ledger import TileRecord, TileState, fingerprint, read_ledger
-from tasks.plan import Price, area_geometry, geopackage_bytes, plan_tiles, provisional_price, slug, survey
-from tasks.reference import PreparedReference, ReferenceSource, is_labelled, prepare_reference, reference_source
-from tasks.service import Job, connect
-from tasks.storage import check_writable, open_filesystem
+from tasks.plan import (
+    Price,
+    Tiling,
+    TimeRange,
+    area_geometry,
+    check_archive,
+    checked_tiling,
+    geopackage_bytes,
+    plan_tiles,
+    provisional_price,
+    slug,
+    survey,
+)
+from tasks.reference import PreparedReference, ReferenceSource, check_reference, is_labelled, prepare_reference
+from tasks.service import Job, Service, connect
+from tasks.storage import Storage, check_writable, open_filesystem, s3_keys
 from tasks.tiles import Manifest, read_manifest
 
 T = TypeVar("T")
@@ -47,6 +58,7 @@ class Order:
 
     Attributes:
         parameters: as given.
+        period: the days that are meant.
         slug: names the folder of results and the artifacts.
         area: longitude and latitude; None for all tiles of a GeoPackage.
         tiles: planned by the tiling rule; the manifest of the request is binding.
@@ -58,6 +70,7 @@ class Order:
     """
 
     parameters: LandCover
+    period: TimeRange
     slug: str
     area: BaseGeometry | None
     tiles: tuple[Tile, ...]
@@ -95,40 +108,106 @@ class Order:
         bands = len([band for band in self.script.input_bands if band != "dataMask"])
         floats = any(sample_type == "FLOAT32" for _, _, sample_type in self.script.outputs)
         simple = self.script.mosaicking == "SIMPLE"
-        period = self.parameters.period
-        return provisional_price(tiles, period, max(bands, 1), float_output=floats, one_sample=simple)
+        return provisional_price(tiles, self.period, max(bands, 1), float_output=floats, one_sample=simple)
 
 
-def prepare(parameters: LandCover) -> Order:
+class Problems:
+    """What checks find wrong, each with the parameter that it is about.
+
+    Attributes:
+        found: one line a problem.
+    """
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def attempt(self, place: str, check: Callable[[], T]) -> Callable[[], T]:
+        """Check, and give what the check gave, to be called for.
+
+        After a problem, calling for it ends the check that needs it without a word: the problem has been told.
+        """
+        try:
+            value = check()
+        except _ToldAlreadyError:
+            return _told_already
+        except EopatchFlowError as error:
+            text = str(error)
+            self.found.append(text if text.startswith(place) else f"{place}: {text}")
+            return _told_already
+        return lambda: value
+
+
+class _ToldAlreadyError(Exception):
+    """What is needed here could not be worked out, and the reason has been told."""
+
+
+def _told_already() -> NoReturn:
+    raise _ToldAlreadyError
+
+
+def prepare(parameters: LandCover, *, with_service: bool = False) -> Order:
     """Check the parameters against files, buckets and grids, and resolve them. Nothing is created or bought.
 
+    Args:
+        parameters: as given.
+        with_service: whether to ask the service too if it is needed: its answer and the credentials for it.
+
     Raises:
-        InvalidInput: all problems that were found, one a line.
+        InvalidInput: all problems that were found, one a line, each with its parameter.
     """
-    problems: list[str] = []
-    area, tiles = _try(lambda: _tiles(parameters), problems) or (None, ())
-    script = _try(lambda: _script(parameters), problems)
-    mapping = _try(lambda: _mapping(parameters, script), problems) if script else None
-    work = _try(lambda: _work(parameters, area, script), problems) if script else None
-    reference = _try(lambda: _reference(parameters), problems)
-    storage = parameters.storage
-    _try(lambda: _check_lasting(storage.destination), problems)
-    _try(lambda: _check_deployment(parameters), problems)
-    for url, what in ((storage.tiles_url, "the delivery"), (storage.destination, "the destination")):
-        _try(partial(check_writable, url, storage, what), problems)
-    if problems or script is None or mapping is None or work is None:
-        raise InvalidInput("\n".join(problems))
-    return Order(
-        parameters=parameters,
-        slug=slug(parameters.area, parameters.period),
-        area=area,
-        tiles=tiles,
-        script=script,
-        mapping=mapping,
-        dates=_dates(parameters) if script.built_in else None,
-        work=work,
-        reference=reference,
+    problems = Problems()
+    order = _resolved(parameters, problems)
+    if with_service:
+        of_service = Problems()
+        _check_service(parameters, of_service)
+        if of_service.found and (problems.found or _is_missing_any(order())):
+            problems.found += of_service.found
+    if problems.found:
+        raise InvalidInput("\n".join(problems.found))
+    return order()
+
+
+def _resolved(parameters: LandCover, problems: Problems) -> Callable[[], Order]:
+    """Work out each part of the order from the parts that it needs; a problem hides no other."""
+    attempt, storage, period = problems.attempt, parameters.storage, parameters.period.on(today())
+    attempt("period", lambda: check_archive(period, today()))
+    keys = attempt("storage.credentials_block", lambda: s3_keys(storage))
+    area = attempt("area", lambda: _area(parameters, keys))
+    tiling = attempt("tiling", lambda: checked_tiling(parameters.tiling))
+    tiles = attempt("area", lambda: tuple(plan_tiles(tiling(), area())))
+    script = attempt("imagery.evalscript", lambda: _script(parameters.imagery, period))
+    mapping = attempt("features", lambda: _mapping(parameters, script()))
+    work = attempt("tiling", lambda: _work(parameters, period, area(), tiling(), script()))
+    reference = attempt("reference", lambda: _reference(parameters, keys))
+    attempt("storage.tiles_url", lambda: _check_place(storage.tiles_url, "the delivery", storage, keys))
+    attempt("storage.destination", lambda: _check_lasting(storage.destination))
+    attempt("storage.destination", lambda: _check_place(storage.destination, "the destination", storage, keys))
+    attempt("imagery.cloud_mask", lambda: _check_mask(parameters))
+    attempt("storage.iam_role_arn", lambda: _check_role(parameters))
+    return attempt(
+        "",
+        lambda: Order(
+            parameters=parameters,
+            period=period,
+            slug=slug(parameters.area, period),
+            area=area(),
+            tiles=tiles(),
+            script=script(),
+            mapping=mapping(),
+            dates=_dates(period) if script().built_in else None,
+            work=work(),
+            reference=reference(),
+        ),
     )
+
+
+def _check_service(parameters: LandCover, problems: Problems) -> None:
+    problems.attempt("service", lambda: check_access(parameters.service))
+    problems.attempt("storage", lambda: check_delivery(parameters.storage))
+
+
+def _is_missing_any(order: Order) -> bool:
+    return any(record.state is TileState.PENDING for record in survey_order(order))
 
 
 def survey_order(order: Order) -> list[TileRecord]:
@@ -227,22 +306,23 @@ def _known_empty(order: Order) -> dict[str, TileRecord]:
     }
 
 
-def _try(check: Callable[[], T], problems: list[str]) -> T | None:
-    try:
-        return check()
-    except InvalidInput as error:
-        problems.append(str(error))
-        return None
+def _area(parameters: LandCover, keys: Callable[[], object]) -> BaseGeometry | None:
+    file, storage = parameters.area.file, parameters.storage
+    if file is None or not file.startswith("s3://"):
+        return area_geometry(parameters.area)
+    keys()
+    files, path = open_filesystem(file, storage)
+    with tempfile.TemporaryDirectory(prefix="eopatch-flow-") as folder:
+        local = str(Path(folder) / Path(path).name)
+        try:
+            files.get_file(path, local)
+        except (OSError, BotoCoreError) as error:
+            raise InvalidInput(f"The area file {file} cannot be reached: {error}. Check path and rights.") from error
+        return area_geometry(parameters.area, local)
 
 
-def _tiles(parameters: LandCover) -> tuple[BaseGeometry | None, tuple[Tile, ...]]:
-    area = area_geometry(parameters.area)
-    return area, tuple(plan_tiles(parameters.tiling, area))
-
-
-def _script(parameters: LandCover) -> Script:
-    period = parameters.period
-    return load_script(parameters.imagery, period.start, period.end, period.step_days)
+def _script(imagery: Imagery, period: TimeRange) -> Script:
+    return load_script(imagery, period.start, period.end, period.step_days)
 
 
 def _mapping(parameters: LandCover, script: Script) -> FeatureMapping:
@@ -263,8 +343,8 @@ def _mapping(parameters: LandCover, script: Script) -> FeatureMapping:
     return mapping
 
 
-def _work(parameters: LandCover, area: BaseGeometry | None, script: Script) -> Work:
-    imagery, period, tiling, storage = parameters.imagery, parameters.period, parameters.tiling, parameters.storage
+def _work(parameters: LandCover, period: TimeRange, area: BaseGeometry | None, tiling: Tiling, script: Script) -> Work:
+    imagery, storage = parameters.imagery, parameters.storage
     request = process_request(area, imagery.collection, period.start, period.end, imagery.max_cloud_coverage, script)
     if tiling.geopackage is None:
         tiles_input = {"type": "tiling-grid", "id": tiling.grid, "resolution": tiling.resolution_m}
@@ -275,12 +355,14 @@ def _work(parameters: LandCover, area: BaseGeometry | None, script: Script) -> W
     return replace(work, fingerprint=fingerprint([request, tiles_input, storage.tiles_url]))
 
 
-def _reference(parameters: LandCover) -> ReferenceSource | None:
+def _reference(parameters: LandCover, keys: Callable[[], object]) -> ReferenceSource | None:
     if parameters.reference is None:
         return None
+    if parameters.reference.file.startswith("s3://"):
+        keys()
     files, path = open_filesystem(parameters.reference.file, parameters.storage)
     try:
-        return reference_source(parameters.reference, files, path)
+        return check_reference(parameters.reference, files, path)
     except (OSError, BotoCoreError) as error:
         endpoint = parameters.storage.endpoint_url or "AWS"
         where = f" at {endpoint}" if parameters.reference.file.startswith("s3://") else ""
@@ -288,6 +370,12 @@ def _reference(parameters: LandCover) -> ReferenceSource | None:
             f"Reference file {parameters.reference.file}{where} cannot be reached: {error}. Check that the server "
             "runs, the path, and the rights; without labels, leave reference empty."
         ) from error
+
+
+def _check_place(url: str, what: str, storage: Storage, keys: Callable[[], object]) -> None:
+    if url.startswith("s3://"):
+        keys()
+    check_writable(url, storage, what)
 
 
 def _check_lasting(destination: str) -> None:
@@ -299,22 +387,30 @@ def _check_lasting(destination: str) -> None:
         )
 
 
-def _check_deployment(parameters: LandCover) -> None:
-    """Copernicus Data Space has neither s2cloudless nor delivery by a role."""
-    imagery, host = parameters.imagery, urlsplit(parameters.service.base_url).hostname or ""
-    if not host.endswith("dataspace.copernicus.eu"):
-        return
-    if imagery.evalscript is None and imagery.cloud_mask != "scl":
+def _check_mask(parameters: LandCover) -> None:
+    """Copernicus Data Space has no s2cloudless."""
+    imagery, host = parameters.imagery, _data_space(parameters.service)
+    if host and imagery.evalscript is None and imagery.cloud_mask != "scl":
         raise InvalidInput(
             f"Cloud mask '{imagery.cloud_mask}' does not exist at {host}; choose imagery.cloud_mask 'scl' and "
             "imagery.collection 'sentinel-2-l2a'."
         )
-    if parameters.storage.iam_role_arn:
+
+
+def _check_role(parameters: LandCover) -> None:
+    """Copernicus Data Space does not deliver by a role."""
+    host = _data_space(parameters.service)
+    if host and parameters.storage.iam_role_arn:
         raise InvalidInput(f"{host} does not deliver by a role; leave storage.iam_role_arn empty and give S3 keys.")
 
 
-def _dates(parameters: LandCover) -> tuple[datetime, ...]:
-    period = parameters.period
+def _data_space(service: Service) -> str:
+    """The host, if it is Copernicus Data Space's."""
+    host = urlsplit(service.base_url).hostname or ""
+    return host if host.endswith("dataspace.copernicus.eu") else ""
+
+
+def _dates(period: TimeRange) -> tuple[datetime, ...]:
     days = output_dates(period.start, period.end, period.step_days)
     return tuple(datetime.combine(day, time(), tzinfo=UTC) for day in days)
 
@@ -325,7 +421,7 @@ def _dates(parameters: LandCover) -> tuple[datetime, ...]:
 @task(task_run_name="validate", cache_policy=NO_CACHE)
 def validate(parameters: LandCover) -> Order:
     """See :func:`prepare`."""
-    return prepare(parameters)
+    return prepare(parameters, with_service=True)
 
 
 @task(task_run_name="survey", cache_policy=NO_CACHE)

@@ -1,10 +1,12 @@
 """The parameters of the flow: the form that a person fills in, the command line's YAML, the arguments in Python."""
 
 import json
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
+from prefect.runtime import flow_run
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tasks.batch import Limits
@@ -20,6 +22,16 @@ SAMPLE_AREA = Area(name="Sample", bbox=(15.795, 46.335, 16.02, 46.475))
 """Lies in four tiles of localhub's sample archive."""
 SAMPLE_REFERENCE = Reference(file="s3://eopatch-flow/reference/sample.gpkg")
 """The sample archive's land-cover polygons, where ``eopatch-flow localhub`` puts them."""
+
+
+SAMPLE_PERIOD = Period(start=date(2019, 1, 1), end=date(2019, 12, 31))
+"""The year of the sample archive."""
+
+
+def today() -> date:
+    """The day (UTC) for which the run is scheduled, however late or often it is started; outside of a run, today."""
+    scheduled: datetime | None = flow_run.scheduled_start_time
+    return (scheduled or datetime.now(UTC)).astimezone(UTC).date()
 
 
 class Run(BaseModel):
@@ -63,7 +75,7 @@ class LandCover(BaseModel):
 
     area: Area = Field(default=SAMPLE_AREA, title="Area", description="Where.")
     period: Period = Field(
-        default=Period(), title="Period", description="When, and how far the output dates are apart."
+        default=SAMPLE_PERIOD, title="Period", description="When, and how far the output dates are apart."
     )
     imagery: Imagery = Field(
         default=Imagery(),

@@ -19,9 +19,9 @@ from tasks.grid import Tile
 from tasks.plan import (
     MIN_REQUEST_PU,
     Area,
-    Period,
     Price,
     Tiling,
+    TimeRange,
     area_geometry,
     counted_price,
     plan_tiles,
@@ -82,7 +82,7 @@ class Wish(BaseModel):
     script: Path
     bbox: Annotated[tuple[float, float, float, float], _numbers("W,S,E,N"), AfterValidator(_box)]
     """Of the whole area: west, south, east, north, degrees."""
-    period: Annotated[Period, BeforeValidator(_days)]
+    period: Annotated[TimeRange, BeforeValidator(_days)]
     at: Annotated[tuple[float, float], _numbers("LON,LAT")] | None = None
     """Middle of the window, longitude and latitude; None for the middle of the area."""
     collection: Collection = "sentinel-2-l1c"

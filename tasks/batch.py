@@ -201,6 +201,27 @@ def analyse_job(client: BatchProcessClient, job: Job) -> Job:
     return found
 
 
+def check_access(service: Service) -> None:
+    """Ask the service for the newest of the account's batch requests, which is free of charge.
+
+    Raises:
+        InvalidInput: there are no credentials, or the address cannot be used.
+        AccessDenied: the credentials are wrong, or do not allow Batch.
+        Unavailable: the service does not answer.
+    """
+    client = connect(service)
+    call(lambda: next(iter(client.iter_requests(sort="created:desc")), None))
+
+
+def check_delivery(storage: Storage) -> None:
+    """Check that there is something by which the service may write to the bucket: a role, or lasting keys.
+
+    Raises:
+        InvalidInput: neither.
+    """
+    _delivery(storage.tiles_url, storage)
+
+
 def check_budget(price_pu: float, tiles: int, limits: Limits) -> None:
     """Refuse a price above the cap.
 

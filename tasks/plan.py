@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -23,7 +23,8 @@ from shapely.geometry.base import BaseGeometry
 
 from tasks.errors import InvalidInput
 from tasks.evalscript import Script
-from tasks.grid import GRIDS, Tile, tiles_of_geopackage, tiles_of_grid
+from tasks.form import plain_optionals
+from tasks.grid import GRIDS, Tile, grid_with, tiles_of_geopackage, tiles_of_grid
 from tasks.ledger import TileRecord, TileState
 
 LONLAT = 4326
@@ -46,10 +47,35 @@ MAX_EDGE = 10_000.0
 """Longest edge of an area that is brought from a projected CRS to longitude and latitude, in its unit (metres)."""
 
 
+Days = Literal[
+    "first to last day",
+    "last 30 days",
+    "last full month",
+    "last 3 months",
+    "last 6 months",
+    "last 12 months",
+    "last full quarter",
+    "last full year",
+]
+"""Which days a period has: given ones, or such as lie behind the day that a run is scheduled for."""
+MONTHS_BEFORE = {
+    "last full month": (1, 1),
+    "last 3 months": (1, 3),
+    "last 6 months": (1, 6),
+    "last 12 months": (1, 12),
+    "last full quarter": (3, 3),
+    "last full year": (12, 12),
+}
+"""Whole months of a period: it ends where a unit of so many months of the year has begun, and has so many."""
+FIRST_SCENES = date(2015, 6, 27)
+"""Day of Sentinel-2's first image, four days after its launch (ESA)."""
+_YEAR_OF_MONTHS = tuple(date(2023, month, 1) for month in range(1, 13))
+
+
 class Area(BaseModel):
     """Where: one of bbox, GeoJSON or file."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", title="Area")
+    model_config = ConfigDict(frozen=True, extra="forbid", title="Area", json_schema_extra=plain_optionals)
 
     name: str = Field(
         default="Sample",
@@ -74,7 +100,7 @@ class Area(BaseModel):
     file: str | None = Field(
         default=None,
         title="File",
-        description="Vector file with polygons, in any format and CRS that GDAL reads.",
+        description="Vector file with polygons, in any format and CRS that GDAL reads: a path, or one file on s3://.",
         examples=["slovenia.gpkg"],
     )
 
@@ -96,17 +122,27 @@ class Area(BaseModel):
 
 
 class Period(BaseModel):
-    """When: first and last day, and the step of the output dates."""
+    """When: first and last day, or days that move along with a schedule; and the step of the output dates."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", title="Period")
+    model_config = ConfigDict(frozen=True, extra="forbid", title="Period", json_schema_extra=plain_optionals)
 
-    start: date = Field(
-        default=date(2019, 1, 1), title="First day", description="Also the first output date.", examples=["2019-01-01"]
+    days: Days = Field(
+        default="first to last day",
+        title="Days",
+        description="The first to the last day given below; or days that lie behind the day (UTC) for which the run is "
+        "scheduled, in whole months. Scenes arrive a day or so late: let a schedule wait for them.",
+        examples=["last full month"],
     )
-    end: date = Field(
-        default=date(2019, 12, 31),
+    start: date | None = Field(
+        default=None,
+        title="First day",
+        description="Also the first output date. Empty when the days above move along.",
+        examples=["2019-01-01"],
+    )
+    end: date | None = Field(
+        default=None,
         title="Last day",
-        description="The last day with acquisitions, inclusive.",
+        description="The last day with acquisitions, inclusive. Empty when the days above move along.",
         examples=["2019-12-31"],
     )
     step_days: int = Field(
@@ -114,21 +150,75 @@ class Period(BaseModel):
     )
 
     @model_validator(mode="after")
-    def _in_order(self) -> Self:
-        if self.end < self.start:
-            raise ValueError(f"period ends on {self.end}, before it starts on {self.start}; exchange the two")
-        days = (self.end - self.start).days + 1
-        if self.step_days > days:
+    def _given_once(self) -> Self:
+        given = [name for name in ("start", "end") if getattr(self, name) is not None]
+        if self.days != "first to last day" and given:
             raise ValueError(
-                f"step of {self.step_days} days is longer than the period of {days} days; shorten the step"
+                f"period is given twice, by days '{self.days}' and by {' and '.join(given)}; empty the latter, or "
+                "choose days 'first to last day'"
+            )
+        if self.days == "first to last day" and len(given) < 2:
+            came = f"{given[0]} alone" if given else "neither"
+            raise ValueError(
+                f"period needs start and end, but has {came}; give both, or choose days that move along, such as "
+                "'last full month'"
             )
         return self
+
+    @model_validator(mode="after")
+    def _step_fits(self) -> Self:
+        """Check the shortest period that can come: a schedule must not fail in February."""
+        for day in _YEAR_OF_MONTHS:
+            self.on(day)
+        return self
+
+    def on(self, today: date) -> "TimeRange":
+        """Give the days that are meant on a day.
+
+        Raises:
+            ValueError: the period ends before it starts, or is shorter than a step.
+        """
+        if self.start is not None and self.end is not None:
+            return TimeRange(self.start, self.end, self.step_days)
+        start, end = _days_before(self.days, today)
+        return TimeRange(start, end, self.step_days)
+
+
+@dataclass(frozen=True, slots=True)
+class TimeRange:
+    """A period whose days are known.
+
+    Attributes:
+        start: first day, and first output date.
+        end: last day, inclusive.
+        step_days: days between two output dates.
+
+    Raises:
+        ValueError: it ends before it starts, or is shorter than a step.
+    """
+
+    start: date
+    end: date
+    step_days: int = 15
+
+    def __post_init__(self) -> None:
+        if self.end < self.start:
+            raise ValueError(f"period ends on {self.end}, before it starts on {self.start}; exchange the two")
+        if self.step_days > self.length_days:
+            raise ValueError(
+                f"step of {self.step_days} days is longer than the period of {self.length_days} days; shorten the step"
+            )
+
+    @property
+    def length_days(self) -> int:
+        """Number of days."""
+        return (self.end - self.start).days + 1
 
 
 class Tiling(BaseModel):
     """How the area is cut into tiles: one of the service's grids, or a GeoPackage of your own."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", title="Tiling")
+    model_config = ConfigDict(frozen=True, extra="forbid", title="Tiling", json_schema_extra=plain_optionals)
 
     grid: Literal[0, 1, 2] = Field(
         default=1,
@@ -172,13 +262,34 @@ class Price:
     high: float
 
 
-def slug(area: Area, period: Period) -> str:
+def check_archive(period: TimeRange, today: date) -> None:
+    """Refuse a period that the archive cannot have: before the first scenes, or not over yet.
+
+    Raises:
+        InvalidInput: with the day that it may have.
+    """
+    if period.end < FIRST_SCENES:
+        raise InvalidInput(
+            f"The period ends on {period.end}, before Sentinel-2's first scenes of {FIRST_SCENES}; choose a later one."
+        )
+    if period.end > today:
+        raise InvalidInput(
+            f"The period ends on {period.end}, but today is {today} (UTC): the scenes that are still to come would be "
+            f"missing for good. Let it end by {today}."
+        )
+
+
+def slug(area: Area, period: TimeRange) -> str:
     """Name of the folder of results and part of artifact keys: lower-case letters, digits and dashes."""
     return f"{_plain_words(area.name)}-{period.start:%Y%m%d}-{period.end:%Y%m%d}"
 
 
-def area_geometry(area: Area) -> BaseGeometry | None:
+def area_geometry(area: Area, local_file: str | None = None) -> BaseGeometry | None:
     """Give the area in longitude and latitude; None when none is given.
+
+    Args:
+        area: bbox, GeoJSON or file.
+        local_file: where a copy of the file lies, if it is elsewhere.
 
     Raises:
         InvalidInput: it cannot be read, has no CRS, is empty, crosses itself, or has no polygons.
@@ -188,8 +299,24 @@ def area_geometry(area: Area) -> BaseGeometry | None:
     if area.geojson is not None:
         return _checked(_geojson_geometry(area.geojson), "area.geojson")
     if area.file is not None:
-        return _checked(_file_geometry(area.file), f"the area file {area.file}")
+        return _checked(_file_geometry(area.file, local_file or area.file), f"the area file {area.file}")
     return None
+
+
+def checked_tiling(tiling: Tiling) -> Tiling:
+    """Give the tiling, which is sound as far as can be told without an area.
+
+    Raises:
+        InvalidInput: a resolution that the grid lacks, a GeoPackage that cannot be read or breaks a rule.
+    """
+    try:
+        if tiling.geopackage is None:
+            grid_with(tiling.grid, tiling.resolution_m)
+        else:
+            tiles_of_geopackage(tiling.geopackage)
+    except ValueError as error:
+        raise InvalidInput(str(error)) from error
+    return tiling
 
 
 def plan_tiles(tiling: Tiling, area: BaseGeometry | None) -> list[Tile]:
@@ -254,7 +381,7 @@ def priced_bands(input_bands: Iterable[str]) -> int:
 
 
 def provisional_price(
-    tiles: Sequence[Tile], period: Period, bands: int, *, float_output: bool, one_sample: bool = False
+    tiles: Sequence[Tile], period: TimeRange, bands: int, *, float_output: bool, one_sample: bool = False
 ) -> Price:
     """Price of a request from the usual number of acquisitions; at least the service's minimum, 0 without tiles.
 
@@ -265,10 +392,9 @@ def provisional_price(
         float_output: whether an output is FLOAT32.
         one_sample: whether a pixel has one sample in all (mosaicking SIMPLE) instead of one an acquisition.
     """
-    days = (period.end - period.start).days + 1
 
     def request(case: str) -> float:
-        acquisitions = 1.0 if one_sample else max(1.0, days / REVISIT_DAYS[case])
+        acquisitions = 1.0 if one_sample else max(1.0, period.length_days / REVISIT_DAYS[case])
         return request_price_pu(
             [tile_price_pu(tile.width * tile.height, bands, acquisitions, float_output=float_output) for tile in tiles]
         )
@@ -325,6 +451,21 @@ def survey(
         return list(pool.map(look, tiles))
 
 
+def _days_before(days: Days, today: date) -> tuple[date, date]:
+    """First and last day of a period that lies behind ``today``; months are those of the calendar."""
+    if days == "last 30 days":
+        return today - timedelta(days=30), today - timedelta(days=1)
+    unit, length = MONTHS_BEFORE[days]
+    month = today.year * 12 + today.month - 1
+    after = month - month % unit
+    return _first_of(after - length), _first_of(after) - timedelta(days=1)
+
+
+def _first_of(month: int) -> date:
+    """First day of a month, counted from year 0."""
+    return date(month // 12, month % 12 + 1, 1)
+
+
 def _plain_words(text: str) -> str:
     """Latin letters without their accents, and digits, in lower case; dashes for all else."""
     plain = unicodedata.normalize("NFKD", text.casefold()).encode("ascii", "ignore").decode()
@@ -353,15 +494,15 @@ def _geojson_geometry(geojson: dict[str, Any]) -> BaseGeometry:
         ) from error
 
 
-def _file_geometry(path: str) -> BaseGeometry:
+def _file_geometry(name: str, path: str) -> BaseGeometry:
     try:
         frame = gpd.read_file(path, engine="pyogrio")
     except (DataSourceError, DataLayerError, OSError) as error:
-        raise InvalidInput(f"The area file {path} cannot be read: {error}. Check path and format.") from error
+        raise InvalidInput(f"The area file {name} cannot be read: {error}. Check path and format.") from error
     if not isinstance(frame, gpd.GeoDataFrame) or frame.crs is None:
-        raise InvalidInput(f"The area file {path} has no geometries with a CRS; set its CRS and try again.")
+        raise InvalidInput(f"The area file {name} has no geometries with a CRS; set its CRS and try again.")
     frame = frame[frame.geometry.notna()]
-    area = _union(frame.geometry.to_list(), f"the area file {path}")
+    area = _union(frame.geometry.to_list(), f"the area file {name}")
     if not frame.crs.is_geographic:
         area = area.segmentize(MAX_EDGE)  # straight there, but not in longitude and latitude
     projected: BaseGeometry = gpd.GeoSeries([area], crs=frame.crs).to_crs(LONLAT).iloc[0]

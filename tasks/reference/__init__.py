@@ -5,7 +5,14 @@ the file wins. LULC is 0 outside all polygons. eo-learn's own task turns classes
 here everything that is not a class of 0 to 255 is refused with the file, the column and the values.
 """
 
-from tasks.reference.polygons import PreparedReference, Reference, ReferenceSource, prepare_reference, reference_source
+from tasks.reference.polygons import (
+    PreparedReference,
+    Reference,
+    ReferenceSource,
+    check_reference,
+    prepare_reference,
+    reference_source,
+)
 from tasks.reference.rasterise import (
     MARKER,
     LabelRecord,
@@ -21,6 +28,7 @@ __all__ = [
     "PreparedReference",
     "Reference",
     "ReferenceSource",
+    "check_reference",
     "is_labelled",
     "prepare_reference",
     "rasterise",

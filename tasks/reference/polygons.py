@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,10 @@ ROW_COLUMN = "ROW"
 """Column of the prepared files that keeps the order of the reference file; a spatial index sorts them otherwise."""
 SHOWN_VALUES = 10
 """How many wrong values a message names."""
+
+
+FETCHED_TO_CHECK_BYTES = 50_000_000
+"""A file on a server is fetched only to be checked up to this size: within seconds."""
 
 
 class Reference(BaseModel):
@@ -142,6 +147,22 @@ def reference_source(reference: Reference, files: AbstractFileSystem, path: str)
     )
 
 
+def check_reference(reference: Reference, files: AbstractFileSystem, path: str) -> ReferenceSource:
+    """Identify a reference as :func:`reference_source`, and check layer, CRS, columns and classes.
+
+    A large file on a server is not fetched for this: :func:`prepare_reference` checks it when it is used.
+
+    Raises:
+        InvalidInput: as :func:`prepare_reference`, but for the polygons themselves.
+    """
+    source = reference_source(reference, files, path)
+    if isinstance(files, LocalFileSystem) or source.size <= FETCHED_TO_CHECK_BYTES:
+        with tempfile.TemporaryDirectory(prefix="eopatch-flow-") as folder:
+            rows = _read(reference, _local_copy(files, path, Path(folder)), geometries=False)
+        _classes(rows[reference.class_column], reference)
+    return source
+
+
 def prepare_reference(
     reference: Reference, files: AbstractFileSystem, path: str, epsgs: Iterable[int], folder: Path
 ) -> PreparedReference:
@@ -195,8 +216,8 @@ def _local_copy(files: AbstractFileSystem, path: str, folder: Path) -> str:
     return str(folder / Path(path).name)
 
 
-def _read(reference: Reference, path: str) -> gpd.GeoDataFrame:
-    """Read classes, names and geometries of the layer, rows in the file's order."""
+def _read(reference: Reference, path: str, *, geometries: bool = True) -> gpd.GeoDataFrame:
+    """Read classes, names and geometries of the layer, rows in the file's order; a plain table without geometries."""
     try:
         layer = _layer(reference, path)
         info = pyogrio.read_info(path, layer=layer)
@@ -206,7 +227,9 @@ def _read(reference: Reference, path: str) -> gpd.GeoDataFrame:
                 f"Reference file {reference.file} has no coordinate reference system; assign the one that its "
                 "coordinates are in, for example with: ogr2ogr -a_srs EPSG:32633 with-crs.gpkg FILE"
             )
-        return pyogrio.read_dataframe(path, layer=layer, columns=columns, force_2d=True, on_invalid="ignore")
+        return pyogrio.read_dataframe(
+            path, layer=layer, columns=columns, read_geometry=geometries, force_2d=True, on_invalid="ignore"
+        )
     except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError) as error:
         raise InvalidInput(f"Reference file {reference.file} is not readable as vector data: {error}.") from error
 

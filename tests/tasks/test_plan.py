@@ -22,6 +22,7 @@ from tasks.plan import (
     Area,
     Period,
     Tiling,
+    TimeRange,
     area_geometry,
     counted_price,
     plan_tiles,
@@ -36,7 +37,7 @@ from tasks.plan import (
 
 SQUARE = shapely.box(14.4, 46.0, 14.6, 46.1)
 BOW_TIE = shapely.Polygon([(14, 46), (15, 47), (15, 46), (14, 47), (14, 46)])
-MONTH = Period(start=date(2019, 6, 1), end=date(2019, 6, 30))
+MONTH = TimeRange(date(2019, 6, 1), date(2019, 6, 30))
 
 
 def refused(area: Area) -> str:
@@ -304,10 +305,10 @@ def tiles(count: int) -> list[Tile]:
 
 
 def test_a_request_costs_its_tiles_but_a_minimum() -> None:
-    year = Period(start=date(2019, 1, 1), end=date(2019, 10, 27))  # 300 days: 60, 75 and 120 acquisitions
+    year = TimeRange(date(2019, 1, 1), date(2019, 10, 27))  # 300 days: 60, 75 and 120 acquisitions
     price = provisional_price(tiles(100), year, 8, float_output=False)
     assert (price.low, price.likely, price.high) == pytest.approx((20345, 25431, 40690), rel=1e-3)
-    day = Period(start=date(2019, 1, 1), end=date(2019, 1, 1), step_days=1)
+    day = TimeRange(date(2019, 1, 1), date(2019, 1, 1), step_days=1)
     least = provisional_price(tiles(20), day, 3, float_output=False)
     assert (least.low, least.likely, least.high) == (100, 100, 100)
     nothing = provisional_price([], year, 8, float_output=False)
