@@ -13,9 +13,9 @@ from localhub.engine.loop import ARRAY_TYPES, LANES, Layout, loop_source
 from localhub.engine.setup import Output
 
 BUFFER_BYTES: Final = 16_000_000
-"""All input and output buffers together; keeps chunks at 10 to 100 thousand pixels for usual scripts."""
+"""All input and output buffers together: 10 to 100 thousand pixels of usual scripts."""
 MAX_BLOCKS: Final = 8192
-"""A call into V8 costs half a millisecond, as much as 20,000 pixels of a short script."""
+"""262,144 pixels: a call into V8 costs up to half a millisecond, as much as 15,000 pixels of a short script."""
 
 
 class Program:
