@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import geopandas as gpd
@@ -5,7 +6,7 @@ import pytest
 from shapely import box
 
 from tasks.grid import Tile, lonlat_outline, tiles_of_grid
-from tasks.ledger import TileRecord, TileState, read_ledger, write_ledger
+from tasks.ledger import LAYER, TileRecord, TileState, read_ledger, write_ledger
 
 TILES = tiles_of_grid(box(12.2, 46.0, 12.7, 46.1), 4326, 1, 20)
 
@@ -13,7 +14,9 @@ TILES = tiles_of_grid(box(12.2, 46.0, 12.7, 46.1), 4326, 1, 20)
 def records() -> list[TileRecord]:
     outcomes = [
         TileRecord(TILES[0], TileState.PENDING),
-        TileRecord(TILES[1], TileState.LABELLED, "", 2, 3_000_000_000, 4_000_000_000, 12.5, 1.25),
+        TileRecord(
+            TILES[1], TileState.LABELLED, "", 2, 3_000_000_000, 4_000_000_000, 12.5, 1.25, "f00", 16, 1.0, 1.25, 1.5
+        ),
         TileRecord(TILES[2], TileState.FAILED, "B04.tif is missing", 3, price_pu=0.0),
         TileRecord(TILES[-1], TileState.NO_DATA, "no acquisition"),
     ]
@@ -29,6 +32,15 @@ def test_records_come_back_as_they_were_written(tmp_path: Path) -> None:
 def test_a_ledger_without_any_price_comes_back_without_prices(tmp_path: Path) -> None:
     write_ledger(records()[:1], tmp_path / "ledger.gpkg")
     assert read_ledger(tmp_path / "ledger.gpkg") == records()[:1]
+
+
+def test_a_ledger_of_before_samples_and_estimates_is_read(tmp_path: Path) -> None:
+    write_ledger(records(), tmp_path / "ledger.gpkg")
+    frame = gpd.read_file(tmp_path / "ledger.gpkg", engine="pyogrio", layer=LAYER)
+    new = ["samples", "estimate_low_pu", "estimate_pu", "estimate_high_pu"]
+    frame.drop(columns=new).to_file(tmp_path / "old.gpkg", layer=LAYER, engine="pyogrio")
+    without = dict.fromkeys(new)
+    assert read_ledger(tmp_path / "old.gpkg") == [replace(record, **without) for record in records()]
 
 
 def test_geopandas_opens_it_with_outlines_in_longitude_and_latitude(tmp_path: Path) -> None:
