@@ -3,7 +3,7 @@
 import json
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from prefect.runtime import flow_run
@@ -62,6 +62,30 @@ class Run(BaseModel):
         "run gives up. The job goes on, and the next run takes it up again.",
         examples=[30],
         gt=0,
+    )
+    wait_minutes: float = Field(
+        default=2.5,
+        title="Wait for another run",
+        description="Minutes to wait while another run does the same work, before this one ends and says which. A run "
+        "that was killed on another machine is known to be dead after two minutes.",
+        examples=[2.5],
+        ge=0,
+        le=1440,
+    )
+    timeout_hours: float | None = Field(
+        default=None,
+        title="Timeout",
+        description="Hours after which the run ends by itself; empty for no limit. What becomes of the job then is the "
+        "next choice.",
+        examples=[12],
+        gt=0,
+    )
+    on_abort: Literal["stop", "leave"] = Field(
+        default="stop",
+        title="When cancelled or timed out",
+        description="Stop the job, which can be started again 30 minutes later, or leave it: it goes on and costs. The "
+        "next run takes it up either way.",
+        examples=["stop"],
     )
     quicklooks: int = Field(
         default=4, title="Quick-looks", description="Number of tiles that get a picture.", examples=[4], ge=0, le=1000

@@ -9,6 +9,7 @@ import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -68,6 +69,8 @@ class Job:
         percent: share of tiles that are processed, 0 to 100.
         cost_pu: what it has cost so far, processing units.
         found: whether it existed before this run.
+        action: what its user asked for last: NONE, ANALYSE, START or STOP.
+        acted_at: when; None where the service does not tell.
     """
 
     id: str
@@ -76,6 +79,8 @@ class Job:
     percent: float = 0.0
     cost_pu: float = 0.0
     found: bool = True
+    action: str = ""
+    acted_at: datetime | None = None
 
     @property
     def ended(self) -> bool:
@@ -166,13 +171,18 @@ def token_url(service: Service) -> str:
     return found
 
 
-def connect(service: Service) -> BatchProcessClient:
+def connect(service: Service, *, timeout_seconds: float = TIMEOUT_SECONDS) -> BatchProcessClient:
     """A client of the Batch API that makes each call once, within bounds of time.
+
+    Args:
+        service: which, and as whom.
+        timeout_seconds: how long each answer may take.
 
     Raises:
         InvalidInput: no credentials, or an address that cannot be used.
     """
     config = _configured(service)
+    config.download_timeout_seconds = timeout_seconds
     client = BatchProcessClient(config=config)
     client.client.session = _session(config)
     return client
@@ -226,7 +236,14 @@ def job_of(request: BatchProcessRequest, *, found: bool = True) -> Job:
         percent=float(request.completion_percentage or 0),
         cost_pu=float(request.cost_PU or 0),
         found=found,
+        action=request.user_action.value if request.user_action else "",
+        acted_at=_utc(request.user_action_updated),
     )
+
+
+def _utc(moment: datetime | None) -> datetime | None:
+    """The service's times are UTC, also where they do not say so."""
+    return moment.replace(tzinfo=UTC) if moment is not None and moment.tzinfo is None else moment
 
 
 class _TokenRefused(AccessDenied):

@@ -6,7 +6,7 @@ import socket
 import uuid
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -32,6 +32,7 @@ class Lease(BaseModel):
         user: whose process.
         pid: the process.
         process: what tells the process from all others of all machines; empty where that is not known.
+        on_abort: what becomes of the request when its run ends before it: "stop", or "leave", and nobody stops it.
         lease_seconds: how long it lasts after each renewal.
         taken_at: UTC.
         renewed_at: UTC.
@@ -53,6 +54,7 @@ class Lease(BaseModel):
     user: str = ""
     pid: int = 0
     process: str = ""
+    on_abort: Literal["stop", "leave"] = "stop"
     lease_seconds: float = Field(default=LEASE_SECONDS, gt=0, le=LONGEST_SECONDS)
     taken_at: datetime | None = None
     renewed_at: datetime | None = None
@@ -108,6 +110,7 @@ def new_lease(
     run_id: str = "",
     run_name: str = "",
     deployment: str = "",
+    on_abort: Literal["stop", "leave"] = "stop",
     lease_seconds: float = LEASE_SECONDS,
 ) -> Lease:
     """Describe the wish of this process to do a piece of work.
@@ -118,6 +121,7 @@ def new_lease(
         run_id: Prefect's id of the flow run.
         run_name: what people call it.
         deployment: name of the run's deployment.
+        on_abort: what becomes of the request when its run ends before it.
         lease_seconds: how long the lease lasts after each renewal.
     """
     return Lease(
@@ -130,6 +134,7 @@ def new_lease(
         user=_user(),
         pid=os.getpid(),
         process=process_identity(),
+        on_abort=on_abort,
         lease_seconds=lease_seconds,
     )
 
