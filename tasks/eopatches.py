@@ -21,7 +21,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,10 +54,12 @@ class Verdict:
     Attributes:
         done: the work need not be repeated.
         reason: why it must be done, empty when it need not.
+        marker: what the marker says; empty when the work must be done.
     """
 
     done: bool
     reason: str = ""
+    marker: Mapping[str, Any] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return self.done
@@ -79,7 +81,7 @@ def check_marker(files: AbstractFileSystem, folder: str, marker: str, expected: 
     for key, value in expected.items():
         if found.get(key) != value:
             return Verdict(done=False, reason=f"META_INFO/{marker} says {key} {found.get(key)}, expected {value}")
-    return Verdict(done=True)
+    return Verdict(done=True, marker=found)
 
 
 def write_patch(patch: EOPatch, files: AbstractFileSystem, folder: str, marker: str, file_format: FileFormat) -> int:

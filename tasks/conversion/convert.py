@@ -14,7 +14,7 @@ from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel, ConfigDict, Field
 from sentinelhub import CRS, BBox
 
-from tasks.conversion.delivery import Dates, Delivery, TileFiles, read_dates
+from tasks.conversion.delivery import Dates, Delivery, TileFiles, read_dates, read_samples
 from tasks.conversion.mapping import FeatureMapping, FeatureRule
 from tasks.eopatches import (
     RETRIES,
@@ -86,6 +86,7 @@ class ConversionRecord:
         bytes_read: size of the files that were read.
         bytes_written: size of the EOPatch's files.
         seconds: time that the conversion took.
+        samples: of each pixel, as userdata.json tells; None where it does not.
     """
 
     tile: str
@@ -94,6 +95,7 @@ class ConversionRecord:
     bytes_read: int
     bytes_written: int
     seconds: float
+    samples: int | None
 
 
 def is_converted(
@@ -139,6 +141,7 @@ def convert_tile(
     start = time.monotonic()
     delivery = Delivery(tile, delivered, source)
     dates = read_dates(delivery, mapping)
+    samples = read_samples(delivery, mapping)
     quality = _quality(delivery, mapping, dates)
     has_data = _has_data(delivered, mapping, dates, quality)
     if has_data or options.keep_empty:
@@ -146,6 +149,7 @@ def convert_tile(
         patch.meta_info[MARKER] = _identity(tile.name, mapping, options.file_format, provenance) | {
             "request_id": provenance.request_id,
             "evalscript_sha256": provenance.evalscript_sha256,
+            "samples": samples,
             "sources": delivery.sources,
         }
         written = write_patch(patch, target, folder, MARKER, options.file_format)
@@ -159,6 +163,7 @@ def convert_tile(
         bytes_read=delivery.bytes_read,
         bytes_written=written,
         seconds=time.monotonic() - start,
+        samples=samples,
     )
 
 

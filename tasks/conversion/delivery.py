@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,12 @@ class Delivery:
             return bytes(self.source.cat_file(path))
         except FileNotFoundError as error:
             raise self.fault(path, "is missing; the service was expected to deliver it") from error
+
+    @cached_property
+    def userdata(self) -> bytes:
+        """Content of ``userdata.json``; empty where the script gives none."""
+        path = self.delivered.userdata
+        return b"" if path is None else self.fetch("userdata", path)
 
     def raster(self, output: str, bands: int | None = None, sample_type: SampleType | None = None) -> NDArray[Any]:
         """All numbers of an output's file, shape (bands, height, width); None leaves a property unchecked."""
@@ -163,10 +170,28 @@ def read_dates(delivery: Delivery, mapping: FeatureMapping) -> Dates:
 def _userdata_dates(delivery: Delivery, path: str) -> list[datetime]:
     """The "timestamps" of a userdata.json, naive UTC, in its order."""
     try:
-        texts = json.loads(delivery.fetch("userdata", path))["timestamps"]
+        texts = json.loads(delivery.userdata)["timestamps"]
         return [_naive_utc(datetime.fromisoformat(text)) for text in texts]
     except (ValueError, KeyError, TypeError) as error:
         raise delivery.fault(path, f'has no readable list "timestamps" of ISO dates ({error!r})') from error
+
+
+def read_samples(delivery: Delivery, mapping: FeatureMapping) -> int | None:
+    """Number of samples of each pixel: the length of userdata's "acquisitions"; None where it does not tell.
+
+    It decides the price, and nothing else: a script need not tell, and one without dates need not deliver the file.
+    """
+    if not delivery.delivered.outputs:
+        return 0
+    try:
+        acquisitions = json.loads(delivery.userdata)["acquisitions"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    except TileError:
+        if mapping.temporal:
+            raise
+        return None
+    return len(acquisitions) if isinstance(acquisitions, list) else None
 
 
 def _naive_utc(date: datetime) -> datetime:

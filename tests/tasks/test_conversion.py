@@ -196,6 +196,41 @@ def test_the_marker_says_where_everything_came_from_and_the_folder_holds_nothing
     assert [path.name for path in Path(folder).parents[1].iterdir()] == ["eopatches"]
 
 
+# ---- samples, which decide the price ----
+
+
+@pytest.mark.parametrize(
+    ("told", "samples"), [({"acquisitions": ["2019-01-01", "2019-01-06"]}, 2), ({}, None), ({"acquisitions": 2}, None)]
+)
+def test_the_samples_that_the_script_tells_are_kept_in_record_and_marker(
+    delivered: TileFiles, folder: str, told: dict[str, Any], samples: int | None
+) -> None:
+    path = Path(str(delivered.userdata))
+    path.write_text(json.dumps(json.loads(path.read_text()) | told))
+
+    assert run(delivered, folder).samples == samples
+    verdict = is_converted(FILES, folder, TILE.name, MAPPING, "npy.gz", PROVENANCE)
+    assert verdict.marker["samples"] == samples
+
+
+@pytest.mark.parametrize(("content", "samples"), [(None, None), ("null", None), ('{"acquisitions": []}', 0)])
+def test_a_script_without_dates_may_tell_its_samples_but_need_not(
+    tmp_path: Path, folder: str, content: str | None, samples: int | None
+) -> None:
+    mapping = default_mapping([("RGB", 3, "FLOAT32")], temporal=False)
+    colours = np.ones((3, TILE.height, TILE.width), np.float32)
+    delivered = deliver(tmp_path / "tile", {"RGB": colours}, TILE, [], predictor=3)
+    userdata = Path(str(delivered.userdata))
+    userdata.write_text(content) if content is not None else userdata.unlink()
+
+    assert run(delivered, folder, mapping).samples == samples
+
+
+def test_what_was_not_processed_has_no_samples(folder: str) -> None:
+    empty = TileFiles({}, None, tuple(dates(COUNT)))
+    assert run(empty, folder, options=PatchOptions(keep_empty=True)).samples == 0
+
+
 # ---- no data ----
 
 
