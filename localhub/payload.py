@@ -166,6 +166,16 @@ class Data(_Model):
             )
         return ALIASES.get(value, value)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _has_no_filter_of_its_own(cls, value: Any) -> Any:
+        """Refuse what only other collections of the service are filtered by: it finds too much where it is ignored."""
+        kind = value.get("type") if isinstance(value, dict) else None
+        if isinstance(kind, str) and kind not in ALIASES and not kind.startswith(_OWN):
+            for name, model in (("dataFilter", DataFilter), ("processing", Processing)):
+                _refuse_others(f"{name} of '{kind}'", value.get(name), model)
+        return value
+
     @model_validator(mode="after")
     def _has_clouds_if_ordered_by_them(self) -> Self:
         if self.data_filter.mosaicking_order == "leastCC" and self.type.startswith(_OWN):
@@ -173,6 +183,13 @@ class Data(_Model):
                 f"collection '{self.type}' has no cloud coverage to be ordered by; choose mostRecent or leastRecent"
             )
         return self
+
+
+def _refuse_others(place: str, given: Any, model: type[_Model]) -> None:
+    known = [field.alias for field in model.model_fields.values()]
+    unknown = sorted(given.keys() - set(known)) if isinstance(given, dict) else []
+    if unknown:
+        raise ValueError(f"{place} has {unknown[0]}, which is not offered; it may have {', '.join(map(str, known))}")
 
 
 class Input(_Model):

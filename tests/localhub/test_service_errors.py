@@ -125,6 +125,8 @@ def put(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
 BOW_TIE = {"type": "Polygon", "coordinates": [[[0, 0], [1, 1], [1, 0], [0, 1], [0, 0]]]}
 DATA = "processRequest.input.data.0"
 BYOC = {"type": "byoc-017aa0ae-33a6-45d3-8548-0f7d1041b40c", "id": "own"}
+HLS = {"type": "hls", "dataFilter": {"constellation": "SENTINEL"}}
+SAR = {"type": "sentinel-1-grd", "processing": {"orthorectify": True}}
 LEAST_CC = {"dataFilter": {"mosaickingOrder": "leastCC"}}
 
 
@@ -151,6 +153,8 @@ LEAST_CC = {"dataFilter": {"mosaickingOrder": "leastCC"}}
             "CRS 'EPSG:9999' is not supported",
         ),
         (put("processRequest.input.data", []), "processRequest.input.data", "at least 1"),
+        (put("processRequest.input.data", [HLS]), DATA, "dataFilter of 'hls' has constellation, which is not offered"),
+        (put("processRequest.input.data", [SAR]), DATA, "processing of 'sentinel-1-grd' has orthorectify"),
         (put(f"{DATA}.type", "land sat"), f"{DATA}.type", "'land sat' is no collection; give a name such as"),
         (put("processRequest.input.data", [BYOC | LEAST_CC]), DATA, "choose mostRecent or leastRecent"),
         (
