@@ -179,7 +179,14 @@ def _parse_input(declared: Any) -> Input:
         raise invalid(f"setup().input[].units must be one unit or one per band ({len(bands)}), not {units!r}.")
     unit_of = dict(zip(bands, per_band, strict=True))
     mosaicking, bounds = _mosaicking(declared), "bounds" in _metadata(declared)
-    return Input(declared.get("datasource"), tuple(unit_of), tuple(unit_of.values()), mosaicking, bounds)
+    return Input(_text(declared, "datasource"), tuple(unit_of), tuple(unit_of.values()), mosaicking, bounds)
+
+
+def _text(declared: Mapping[str, Any], name: str) -> str | None:
+    text = declared.get(name)
+    if text is not None and not isinstance(text, str):
+        raise invalid(f"{name} must be a string, not {text!r}.")
+    return text
 
 
 def _metadata(declared: Mapping[str, Any]) -> list[Any]:
@@ -218,13 +225,13 @@ def _parse_output(declared: Any) -> Output:
     if not isinstance(declared, Mapping):
         raise invalid(f"setup().output must be an object with bands, or an array of them, not {declared!r}.")
     named = declared.get("sampleType", "AUTO")
-    sample_type = named.upper() if isinstance(named, str) else named  # published scripts have "Auto"
+    sample_type = str(named).upper()  # published scripts have "Auto"
     if sample_type not in DTYPES:
         raise invalid(f"Unknown sampleType {named!r}; choose one of {', '.join(DTYPES)}.")
     if old := {"componentCount", "components"} & declared.keys():
         raise invalid(f"'{min(old)}' of an output belongs to version 2; say how many bands it has as 'bands'.")
     return Output(
-        id=str(declared.get("id", "default")),
+        id=_text(declared, "id") or "default",
         bands=band_count(declared.get("bands")),
         sample_type=sample_type,
         nodata_value=_nodata_value(declared.get("nodataValue")),
