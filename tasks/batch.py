@@ -5,23 +5,25 @@ known the request is looked up by its fingerprint, which stands in its descripti
 """
 
 import math
+import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from datetime import date
-from typing import Any, TypeVar
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, Self, TypeVar
 
 import shapely
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from sentinelhub import BatchProcessClient
 from sentinelhub.api.batch.process import BatchProcessRequest
 from sentinelhub.api.utils import AccessSpecification
 from shapely.geometry.base import BaseGeometry
 
-from tasks.errors import BudgetExceeded, InvalidInput, JobFailed, NotYet, Unavailable
+from tasks.errors import AccessDenied, BudgetExceeded, InvalidInput, JobFailed, NotYet, ServiceError, Unavailable
 from tasks.evalscript import USERDATA, Script
+from tasks.form import plain_optionals
 from tasks.service import Job, Service, call, connect, get_job, job_of
 from tasks.storage import Storage, open_filesystem, s3_keys, service_files, session_token
 
@@ -31,11 +33,19 @@ LIST_LAG_SECONDS = 60.0
 ANALYSIS_SECONDS = 1800.0
 ACTION_LAG_SECONDS = 30.0
 """How long a request may still show its old status after an action."""
+RESTART = timedelta(minutes=30)
+"""How long after a stop by its user a request cannot be started."""
+RESTART_LAG = timedelta(minutes=2)
+"""How far the service's clock may be behind ours."""
+STOP_SECONDS = 15.0
+"""How long a stop is tried: Prefect kills a cancelled run's process after 30 s."""
 REPEAT_SECONDS = 5.0
 LOOK_AGAIN_SECONDS = 1.0
 
 T = TypeVar("T")
 
+OWN_DESCRIPTION = re.compile(r"eopatch-flow (?P<name>.*) \[(?P<fingerprint>[0-9a-f]{16})\]", re.DOTALL)
+"""What :attr:`Work.description` writes."""
 ATTACHABLE = {"CREATED", "ANALYSING", "ANALYSIS_DONE", "PROCESSING", "DONE", "STOPPED"}
 """Statuses of a request that can still deliver, or has delivered; FAILED cannot."""
 
@@ -43,14 +53,30 @@ ATTACHABLE = {"CREATED", "ANALYSING", "ANALYSIS_DONE", "PROCESSING", "DONE", "ST
 class Limits(BaseModel):
     """What may be spent."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", title="Limits")
+    model_config = ConfigDict(frozen=True, extra="forbid", title="Limits", json_schema_extra=plain_optionals)
 
     max_pu: float = Field(
         default=1000.0,
-        title="Price at most",
-        description="Processing units (PU). A request that may cost more is refused before it is created.",
+        title="Price at most (PU)",
+        description="A request that may cost more processing units (PU) is refused before it is created.",
         examples=[50_000],
         gt=0,
+    )
+    ask_above_pu: float | None = Field(
+        default=None,
+        title="Ask above (PU)",
+        description="Above this price a person has to approve before anything is bought: here, where the run pauses, "
+        "or on the terminal. A scheduled run cannot ask, and is refused. Empty: nobody is asked.",
+        examples=[500],
+        ge=0,
+    )
+    approval_hours: float = Field(
+        default=12.0,
+        title="Hours to approve",
+        description="How long a paused run waits for a person before it ends, with nothing bought.",
+        examples=[12],
+        gt=0,
+        le=720,
     )
     min_success: float = Field(
         default=1.0,
@@ -66,6 +92,15 @@ class Limits(BaseModel):
         description="Order anew what an earlier request was paid for but failed to deliver. Its price counts in full.",
         examples=[False],
     )
+
+    @model_validator(mode="after")
+    def _asks_below_the_cap(self) -> Self:
+        if self.ask_above_pu is not None and self.ask_above_pu > self.max_pu:
+            raise ValueError(
+                f"ask_above_pu is {self.ask_above_pu:,.10g}, but above max_pu of {self.max_pu:,.10g} all is refused "
+                "unasked; lower the one or raise the other"
+            )
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +174,28 @@ def jobs_of(client: BatchProcessClient, work: Work) -> list[Job]:
     """Give all requests that have this work's fingerprint, newest first, whatever became of them."""
     listed = call(lambda: list(client.iter_requests(sort="created:desc")))
     return [job_of(request) for request in listed if f"[{work.fingerprint}]" in _description(request)]
+
+
+@dataclass(frozen=True, slots=True)
+class OwnRequest:
+    """A request that was created by this project.
+
+    Attributes:
+        name: of the work, for people.
+        fingerprint: of the work.
+        job: as the service tells of it.
+    """
+
+    name: str
+    fingerprint: str
+    job: Job
+
+
+def own_requests(client: BatchProcessClient) -> list[OwnRequest]:
+    """Give all requests of the account whose description has a name and fingerprint of ours, newest first."""
+    listed = call(lambda: list(client.iter_requests(sort="created:desc")))
+    found = ((OWN_DESCRIPTION.match(_description(request)), request) for request in listed)
+    return [OwnRequest(match["name"], match["fingerprint"], job_of(request)) for match, request in found if match]
 
 
 def check_not_paid(jobs: Iterable[Job], limits: Limits) -> None:
@@ -236,22 +293,79 @@ def check_budget(price_pu: float, tiles: int, limits: Limits) -> None:
         )
 
 
+def restartable_from(job: Job) -> datetime | None:
+    """From when on a request can be started again that its user has stopped, or is stopping; None for any other.
+
+    The documentation of Batch V2 ("Stopping the request") sets 30 minutes. A request that the service itself has
+    stopped may be started at once.
+    """
+    if job.action != "STOP" or job.acted_at is None or job.status in {"DONE", "FAILED"}:
+        return None
+    return job.acted_at + RESTART
+
+
 def start_job(client: BatchProcessClient, job: Job) -> Job:
     """Start the processing of an analysed or stopped request, once: from here on it costs.
 
+    One that :func:`restartable_from` knows to be too early for comes back as it stands: ask again later. Its moment is
+    not waited for here, because the service may allow it sooner.
+
     Raises:
-        InvalidInput: the service refuses, for example because the request was stopped less than 30 minutes ago.
-        Unavailable: it is not known whether the request was started; the next run looks it up again.
+        InvalidInput: the service refuses for any other reason.
+        Unavailable: it is not known whether the request was started; the next run looks it up again. Or it was told to
+            stop, and has not stopped in all that time.
     """
+    if job.action == "STOP" and not job.ended:
+        return _still_stopping(_look(client, job) or job)
     if job.status in {"ANALYSIS_DONE", "STOPPED"}:
-        _act(client, client.start_job, job)
+        try:
+            _act(client, client.start_job, job)
+        except (InvalidInput, ServiceError) as refusal:
+            if isinstance(refusal, AccessDenied | Unavailable) or not _is_early(job):
+                raise
+            return job
     started = _wait_for(lambda: _moved_on(client, job), ACTION_LAG_SECONDS) if job.status == "STOPPED" else None
     return started or _wait_for(lambda: _look(client, job), ACTION_LAG_SECONDS) or job
 
 
-def stop_job(client: BatchProcessClient, job: Job) -> None:
-    """Ask the service to stop; tiles that are being processed are finished and charged."""
-    call(client.stop_job, job.id)
+def _still_stopping(job: Job) -> Job:
+    if not job.ended and job.action == "STOP" and not _is_early(job):
+        raise Unavailable(
+            f"Request {job.id} was told to stop at {job.acted_at:%Y-%m-%d %H:%M} UTC and is still {job.status}; look "
+            "at it in the service's dashboard, and run again."
+        )
+    return job
+
+
+def _is_early(job: Job) -> bool:
+    """Whether the 30 minutes may not have passed yet by the service's clock."""
+    allowed = restartable_from(job)
+    return allowed is not None and datetime.now(UTC) < allowed + RESTART_LAG
+
+
+def stop_job(client: BatchProcessClient, job: Job) -> Job:
+    """Have the service stop; tiles that are being processed are finished and charged. Gives the request as it is then.
+
+    Unlike the others this is sent again while its outcome is not known, within a bound: a second stop does no harm.
+
+    Raises:
+        InvalidInput: the service refuses, though the request has not ended.
+        Unavailable: it is not known whether the request will stop.
+    """
+    deadline = time.monotonic() + STOP_SECONDS
+    while True:
+        try:
+            call(client.stop_job, job.id)
+            return _look(client, job) or job
+        except InvalidInput:
+            now = get_job(client, job.id)
+            if not now.ended:
+                raise
+            return now
+        except Unavailable:
+            if time.monotonic() + LOOK_AGAIN_SECONDS > deadline:
+                raise
+        time.sleep(LOOK_AGAIN_SECONDS)
 
 
 def upload_geopackage(content: bytes, digest: str, storage: Storage) -> str:
