@@ -42,7 +42,8 @@ SUPPORTED_CRS = frozenset({WGS84, *_OTHER_CRS, *range(32601, 32661), *range(3270
 """EPSG codes that the documentation lists for `bounds.properties.crs`."""
 
 _CRS_URL = re.compile(r"https?://www\.opengis\.net/def/crs/(?:OGC/1\.3/CRS84|EPSG/0/(\d+))")
-_COLLECTION = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
+_COLLECTION = re.compile(r"dem|hls|modis|(?:sentinel|landsat|byoc|batch|zarr)-[A-Za-z0-9._-]*[A-Za-z0-9]")
+"""Names as the description and the pages on collections have them: of missions, or of users' own collections."""
 _OWN = ("byoc-", "batch-", "zarr-")
 """How the names of users' own collections begin (schema BYOCDataset)."""
 _SECRETS = frozenset({"accessKey", "secretAccessKey"})
@@ -160,7 +161,7 @@ class Data(_Model):
     @field_validator("type")
     @classmethod
     def _is_a_name(cls, value: str) -> str:
-        if not _COLLECTION.fullmatch(value):
+        if value not in ALIASES and not _COLLECTION.fullmatch(value):
             raise ValueError(
                 f"'{value}' is no collection; give a name such as sentinel-2-l1c, or byoc-<id> for one of your own"
             )

@@ -155,7 +155,8 @@ LEAST_CC = {"dataFilter": {"mosaickingOrder": "leastCC"}}
         (put("processRequest.input.data", []), "processRequest.input.data", "at least 1"),
         (put("processRequest.input.data", [HLS]), DATA, "dataFilter of 'hls' has constellation, which is not offered"),
         (put("processRequest.input.data", [SAR]), DATA, "processing of 'sentinel-1-grd' has orthorectify"),
-        (put(f"{DATA}.type", "land sat"), f"{DATA}.type", "'land sat' is no collection; give a name such as"),
+        (put(f"{DATA}.type", "AAA"), f"{DATA}.type", "'AAA' is no collection; give a name such as sentinel-2-l1c"),
+        (put(f"{DATA}.type", "landsat-8 l1c"), f"{DATA}.type", "'landsat-8 l1c' is no collection; give a name such as"),
         (put("processRequest.input.data", [BYOC | LEAST_CC]), DATA, "choose mostRecent or leastRecent"),
         (
             put("processRequest.input.data", [BYOC, BYOC]),
