@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+from rasterio.dtypes import in_dtype_range
 
 from localhub.engine.bands import unit_factor
 from localhub.engine.errors import invalid, objection
@@ -234,16 +235,20 @@ def _parse_output(declared: Any) -> Output:
         id=_text(declared, "id") or "default",
         bands=band_count(declared.get("bands")),
         sample_type=sample_type,
-        nodata_value=_nodata_value(declared.get("nodataValue")),
+        nodata_value=_nodata_value(declared.get("nodataValue"), DTYPES[sample_type]),
     )
 
 
-def _nodata_value(declared: Any) -> float | None:
-    """The number, which comes as a string where JSON has no way to write it: NaN and the infinities."""
+def _nodata_value(declared: Any, dtype: np.dtype[Any]) -> float | None:
+    """The number, which comes as a string where JSON has no way to write it: NaN and the infinities.
+
+    None where no pixel can have it, such as -9999 in bytes: GDAL does not write such a tag, and it would mark nothing.
+    """
     try:
-        return None if declared is None else float(declared)
+        value = None if declared is None else float(declared)
     except (TypeError, ValueError):
         raise invalid(f"nodataValue of an output must be a number, not {declared!r}.") from None
+    return value if value is not None and in_dtype_range(value, dtype.name) else None
 
 
 def band_count(declared: Any) -> int:
