@@ -199,9 +199,10 @@ def _metadata(declared: Mapping[str, Any]) -> list[Any]:
 
 
 def _mosaicking(declared: Mapping[str, Any]) -> str | None:
-    name = declared.get("mosaicking")
+    named = declared.get("mosaicking")
+    name = None if named is None else str(named).upper()  # published scripts have "Tile"
     if name is not None and name not in MOSAICKINGS:
-        raise invalid(f"Unknown mosaicking {name!r}; choose one of {', '.join(MOSAICKINGS)}.")
+        raise invalid(f"Unknown mosaicking {named!r}; choose one of {', '.join(MOSAICKINGS)}.")
     return name
 
 

@@ -71,6 +71,7 @@ def test_every_form_of_output_is_understood(declared: str, outputs: tuple[Output
         (", mosaicking: Mosaicking.ORBITS", "SIMPLE"),
         *((f", mosaicking: '{name}'", name) for name in ("SIMPLE", "ORBIT", "TILE")),
         *((f", mosaicking: Mosaicking.{name}", name) for name in ("SIMPLE", "ORBIT", "TILE")),
+        *((f", mosaicking: '{name.title()}'", name) for name in ("SIMPLE", "ORBIT", "TILE")),
     ],
 )
 def test_mosaicking_is_a_string_or_a_constant_and_simple_where_it_is_undefined(declared: str, mosaicking: str) -> None:
