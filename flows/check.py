@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
+from math import isfinite
 from pathlib import Path
-from textwrap import indent
 from typing import Any, Final
 
 from localhub.engine import Output
@@ -59,14 +59,23 @@ def check_all(paths: Iterable[Path], trial: Trial) -> Iterator[Checked]:
     """Check each file, and each JavaScript file below each folder.
 
     Raises:
-        InvalidInput: there is no such file or folder, no script in it, or it cannot be read.
+        InvalidInput: there is no such file or folder, or no file in it is JavaScript, or one cannot be opened.
     """
     impose(LIMITS)
     for path in paths:
         for file in _files(path):
-            source = _text(file)
-            is_meant = file == path or is_version_3(source)
-            yield Checked(file, check(source, trial) if is_meant else None)
+            yield _checked(file, trial, is_meant=file == path)
+
+
+def _checked(file: Path, trial: Trial, *, is_meant: bool) -> Checked:
+    """Check a file. One of a folder may be something else: then it is skipped, as long as nothing says what it is."""
+    try:
+        source = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InvalidInput(f"The script {file} cannot be read: {error}.") from error
+    except UnicodeDecodeError as error:
+        return Checked(file, Report(f"It is no text in UTF-8: {error}."))
+    return Checked(file, check(source, trial) if is_meant or is_version_3(source) else None)
 
 
 def _files(path: Path) -> list[Path]:
@@ -78,21 +87,18 @@ def _files(path: Path) -> list[Path]:
     return found
 
 
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"The script {file} cannot be read: {error}.") from error
-
-
 def told(checked: Checked) -> str:
     """Tell how a file fared, in a few lines."""
     head = f"{checked.state:<8}{checked.path}"
     if checked.report is None:
         return f"{head}: no evalscript of version 3"
-    if checked.report.error:
-        return f"{head}\n{indent(checked.report.error, ' ' * 10)}"
-    return "\n".join([head, *(f"{'':10}{line}" for line in _account(checked.report))])
+    lines = checked.report.error.splitlines() or list(_account(checked.report))
+    return "\n".join(_printable(line) for line in (head, *(f"{'':10}{line}" for line in lines)))
+
+
+def _printable(line: str) -> str:
+    """Leave out what steers a terminal: what scripts print, and how they name things, is theirs."""
+    return "".join(character if character.isprintable() else " " for character in line)
 
 
 def summary(results: Sequence[Checked]) -> str:
@@ -105,12 +111,17 @@ def summary(results: Sequence[Checked]) -> str:
 
 def as_json(results: Iterable[Checked]) -> str:
     """Give the same as JSON: a list with an object for each file."""
-    return json.dumps([_plain(checked) for checked in results], indent=2, default=dict)
+    return json.dumps([_plain(checked) for checked in results], indent=2, default=dict, allow_nan=False)
 
 
 def _plain(checked: Checked) -> dict[str, Any]:
     head = {"path": str(checked.path), "state": checked.state}
-    return head if checked.report is None else head | asdict(checked.report)
+    return head if checked.report is None else head | asdict(checked.report, dict_factory=_json_fields)
+
+
+def _json_fields(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Give NaN and the infinities as text, which JSON has no numbers for: a nodataValue may be one."""
+    return {name: str(value) if isinstance(value, float) and not isfinite(value) else value for name, value in fields}
 
 
 def _account(report: Report) -> Iterator[str]:
@@ -151,4 +162,4 @@ def _outputs_text(outputs: Iterable[Output]) -> Iterator[str]:
         kinds.setdefault((output.bands, output.sample_type), []).append(output.id)
     for (bands, sample_type), names in kinds.items():
         each = " each" if len(names) > 1 else ""
-        yield f"{', '.join(names)}: {bands} band{'s' if bands > 1 else ''} {sample_type}{each}"
+        yield f"{', '.join(_shortened(names))}: {bands} band{'s' if bands > 1 else ''} {sample_type}{each}"

@@ -78,15 +78,19 @@ def check_scripts(
 ) -> None:
     """Run evalscripts on a small made-up window: what each reads, makes and costs, or why it fails.
 
-    Nothing is asked of Sentinel Hub. The status is 1 when a script fails.
+    Nothing is asked of Sentinel Hub. The status is 1 when a script fails, and 2 when there is nothing to check.
     """
     from flows import check
+    from tasks.errors import InvalidInput
 
     results = []
-    for checked in check.check_all(paths, check.trial_of(end, acquisitions, bands)):
-        results.append(checked)
-        if not as_json:
-            typer.echo(check.told(checked))
+    try:
+        for checked in check.check_all(paths, check.trial_of(end, acquisitions, bands)):
+            results.append(checked)
+            if not as_json:
+                typer.echo(check.told(checked))
+    except InvalidInput as error:
+        raise typer.BadParameter(str(error)) from error
     typer.echo(check.as_json(results) if as_json else check.summary(results))
     raise typer.Exit(any(checked.state == "fails" for checked in results))
 

@@ -6,7 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
-from typing import Final
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from localhub.engine import Dataset, Evalscript, EvalscriptError, Output, Plan
 from localhub.engine.bands import default_unit, no_band
@@ -123,7 +126,7 @@ def _checked(script: Evalscript, source: str, trial: Trial) -> Report:
     days = days_of(source, trial)
     window = made_window(days)
     plan = script.prepare([_dataset(*pair, window, days) for pair in zip(names, collections, strict=True)])
-    _evaluate(script, plan, window, days)
+    values = _evaluate(script, plan, window, days)
     user_data = script.user_data()
     readings = [_reading(*parts) for parts in zip(sources, collections, plan.samples, strict=True)]
     batch_pu, process_pu = _prices(plan)
@@ -134,7 +137,7 @@ def _checked(script: Evalscript, source: str, trial: Trial) -> Report:
         batch_pu=batch_pu,
         process_pu=process_pu,
         user_data_bytes=len(json.dumps(user_data)) if user_data else 0,
-        notes=tuple(_notes(script, plan, window)),
+        notes=tuple(_notes(script, plan, window, values)),
     )
 
 
@@ -183,10 +186,10 @@ def _dataset(name: str | None, collection: str, window: Window, days: Sequence[d
     return Dataset(window.scenes, start, end, collection, name)
 
 
-def _evaluate(script: Evalscript, plan: Plan, window: Window, days: Sequence[date]) -> None:
+def _evaluate(script: Evalscript, plan: Plan, window: Window, days: Sequence[date]) -> dict[str, NDArray[Any]]:
     pairs = list(zip(plan.samples, plan.bands, strict=True))
     try:
-        script.evaluate([samples_of(window, members, bands) for members, bands in pairs])
+        return script.evaluate([samples_of(window, members, bands) for members, bands in pairs])
     except EvalscriptError as error:
         if any(members for members, _ in pairs):
             raise
@@ -210,7 +213,7 @@ def _prices(plan: Plan) -> tuple[float, float]:
     )
 
 
-def _notes(script: Evalscript, plan: Plan, window: Window) -> Iterator[str]:
+def _notes(script: Evalscript, plan: Plan, window: Window, values: Mapping[str, NDArray[Any]]) -> Iterator[str]:
     declared = {output.id: output.bands for output in plan.outputs}
     pixels = window.kind.size
     for name, count in script.wrong_lengths().items():
@@ -218,6 +221,8 @@ def _notes(script: Evalscript, plan: Plan, window: Window) -> Iterator[str]:
             f"output '{name}': {count:,} of {pixels:,} pixels returned another number of values than the declared "
             f"{declared[name]}; missing ones become 0, surplus ones are dropped"
         )
+    if all(_is_even(bands) for bands in values.values()):
+        yield "every pixel is the same here; do the script's dates and units fit?"
     if _datasources(script.setup).count(None) > 1:
         yield (
             "each entry of setup().input is for a collection of its own; a request for only one is answered with "
@@ -230,3 +235,10 @@ def _notes(script: Evalscript, plan: Plan, window: Window) -> Iterator[str]:
         yield f"it prints: {message[:200]}"
     if len(messages) > _MOST_MESSAGES:
         yield f"it prints {len(messages) - _MOST_MESSAGES} more messages"
+
+
+def _is_even(bands: NDArray[Any]) -> bool:
+    """Tell whether all pixels of (bands, rows, columns) are the same."""
+    return bool(
+        np.array_equal(bands, np.broadcast_to(bands[:, :1, -1:], bands.shape), equal_nan=bands.dtype.kind == "f")
+    )

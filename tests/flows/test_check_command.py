@@ -71,6 +71,34 @@ def test_json_has_the_same(scripts: Path) -> None:
     assert found["true_colour.js"]["readings"][0]["units"] == dict.fromkeys(("B04", "B03", "B02"), "REFLECTANCE")
 
 
+def test_json_has_what_json_has_no_number_for_as_text(tmp_path: Path) -> None:
+    floats = WRONG.replace("samples", "sample").replace("bands: 1", "bands: 1, sampleType: 'FLOAT32', nodataValue: NaN")
+    (tmp_path / "a.js").write_text(floats)
+    (tmp_path / "b.js").write_bytes(b"//VERSION=3\nreturn [B04] // \xfcber")
+    result = CliRunner().invoke(app, ["check", str(tmp_path), "--json"])
+    runs, fails = json.loads(result.stdout, parse_constant=pytest.fail)
+    assert (runs["state"], runs["outputs"][0]["nodata_value"]) == ("runs", "nan")
+    assert (fails["state"], fails["error"][:24]) == ("fails", "It is no text in UTF-8: ")
+
+
+def test_what_steers_a_terminal_is_not_printed(tmp_path: Path) -> None:
+    script = tmp_path / "bell.js"
+    script.write_text(TRUE_COLOUR.replace("return", "console.log('\\x1b[31m', '\\n\\u202e'); return"))
+    result = CliRunner().invoke(app, ["check", str(script)])
+    assert "note    it prints:  [31m" in result.output
+    assert not set(result.output) & {"\x1b", "\u202e"}
+
+
+def test_many_outputs_of_one_kind_take_one_line(tmp_path: Path) -> None:
+    outputs = "Array.from({length: 40}, (_, i) => ({id: 'o' + i, bands: 1}))"
+    all_of_them = f"Object.fromEntries({outputs}.map(({{id}}) => [id, [s.B04]]))"
+    (tmp_path / "many.js").write_text(
+        f"//VERSION=3\nsetup = () => ({{input: ['B04'], output: {outputs}}}); evaluatePixel = (s) => {all_of_them};"
+    )
+    result = CliRunner().invoke(app, ["check", str(tmp_path)])
+    assert "makes   o0, o1, o2, o3, o4, o5, o6, o7, o8, o9, o10, o11, 28 more: 1 band AUTO each\n" in result.output
+
+
 def test_the_projects_own_script_runs() -> None:
     root = Path(__file__).parents[2]
     result = CliRunner().invoke(app, ["check", str(root / "evalscripts"), "--acquisitions", "5"])
@@ -94,5 +122,5 @@ def test_options_that_make_no_sense_are_refused(arguments: tuple[str | None, int
 def test_a_path_without_scripts_is_refused(tmp_path: Path, name: str, reason: str) -> None:
     (tmp_path / "empty").mkdir()
     result = CliRunner().invoke(app, ["check", str(tmp_path / name)])
-    assert isinstance(result.exception, InvalidInput)
-    assert re.search(reason, str(result.exception))
+    assert result.exit_code == 2
+    assert re.search(reason, " ".join(result.stderr.replace("│", " ").split()))

@@ -170,3 +170,16 @@ def test_lengths_that_differ_and_what_is_printed_are_noted() -> None:
     )
     assert printed[0] == "it prints: red false"
     assert printed[-1] == "it prints 97 more messages"
+
+
+@pytest.mark.parametrize(
+    ("returned", "is_noted"),
+    [("[s.B04 / 10000, 0]", True), ("[NaN, 0.5]", True), ("[s.B04, 0]", False), ("[1, s.dataMask]", False)],
+)
+@pytest.mark.parametrize("sample_type", ["AUTO", "FLOAT32"])
+def test_a_picture_of_one_colour_is_noted(returned: str, is_noted: bool, sample_type: str) -> None:
+    declared = f"{{input: ['B04', 'dataMask'], output: {{bands: 2, sampleType: '{sample_type}'}}}}"
+    source = f"//VERSION=3\nsetup = () => ({declared}); evaluatePixel = (s) => {returned};"
+    notes = check(source, TRIAL).notes
+    is_bytes_only = "/" in returned and sample_type == "FLOAT32"
+    assert any(note.startswith("every pixel is the same here") for note in notes) == (is_noted and not is_bytes_only)
