@@ -83,6 +83,7 @@
   function describeScenes(kind, list) {
     const dates = list.map((item) => ({ date: new Instant(item.dateFrom || item.date) }));
     defineProperty(dates, kind, { value: list, writable: true });
+    defineProperty(dates, "scenes", { value: dates, writable: true }); // public scripts of data fusion have one more level
     defineProperty(dates, "toJSON", { value: () => ({ [kind]: list }), writable: true });
     return dates;
   }

@@ -146,6 +146,15 @@ def test_scenes_have_the_keys_of_the_samples_and_simple_has_tiles_at_the_end() -
     ]
 
 
+@pytest.mark.parametrize("scenes", ["scenes.l2a", "scenes.l2a.scenes"])
+def test_scenes_may_be_written_with_one_more_level_as_public_scripts_do(scenes: str) -> None:
+    body = f"""const {{ orbits, length }} = {scenes}, [latest] = {scenes};
+      return [length, orbits.length, new Date(orbits[1].dateFrom).getUTCDate(), latest.date.getUTCDate()];"""
+    datasets = [dataset(scenes_on(3, 2), **L2A), dataset(scenes_on(9, 1), **RADAR)]
+    bands: list[dict[str, Any]] = [{"B04": [70, 80], "dataMask": [1, 1]}, {"VV": [5]}]
+    assert fused(body, datasets, bands) == [2, 2, 3, 4]
+
+
 @pytest.mark.parametrize(
     ("overall", "of_inputs", "found"),
     [
