@@ -74,7 +74,7 @@ def plan_report(order: Order, records: Sequence[TileRecord]) -> PlanReport:
     """Give the content of the plan."""
     price = order.price_of(records)
     return PlanReport(
-        title=_title(order),
+        title=order.title,
         records=records,
         goal=_goal(order),
         dates=[date.date() for date in order.dates or ()],
@@ -115,7 +115,7 @@ def conclude(
     order: Order, pipeline: Pipeline, job: Job | None, pictures: Sequence[str], *, bought: bool, seconds: float
 ) -> Summary:
     """Write ledger, status map and summary beside the data, and publish them as artifacts."""
-    storage, title = order.parameters.storage, _title(order)
+    storage, title = order.parameters.storage, order.title
     records = _with_history(order, pipeline)
     message = _message(records, job, bought=bought, converted=pipeline.converted, labelled=pipeline.labelled)
     places = {
@@ -153,10 +153,6 @@ def final_state(order: Order, summary: Summary) -> State[Summary]:
     text = f"{summary.message} limits.min_success asks for {order.parameters.limits.min_success:.0%} of the tiles."
     text += f" The reasons stand in {summary.places['Summary']}; run again to try what is missing."
     return Failed(message=text, data=TooFewTiles(text))
-
-
-def _title(order: Order) -> str:
-    return f"{order.parameters.area.name}, {order.period.start} to {order.period.end}"
 
 
 def _goal(order: Order) -> TileState:

@@ -7,9 +7,10 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.approval import agree
 from flows.conclusion import Summary, announce, conclude, draw_quicklooks, final_state
 from flows.follow import Pipeline, follow
-from flows.order import agree, deliver_tiles_file, prepared_reference, survey_destination, validate
+from flows.order import deliver_tiles_file, prepared_reference, survey_destination, validate
 from flows.parameters import SAMPLE_AREA, SAMPLE_PERIOD, SAMPLE_REFERENCE, LandCover, Run, today
 from tasks.batch import Limits, analyse, find_or_create, start
 from tasks.conversion import FeatureMapping, PatchOptions

@@ -18,7 +18,7 @@ from pyogrio.errors import DataLayerError, DataSourceError
 from shapely.geometry.base import BaseGeometry
 
 from flows.parameters import LandCover, today
-from tasks.batch import Work, check_access, check_budget, check_delivery, find_job, process_request, upload_geopackage
+from tasks.batch import Work, check_access, check_delivery, find_job, process_request, upload_geopackage
 from tasks.conversion import (
     FeatureMapping,
     Provenance,
@@ -45,9 +45,8 @@ from tasks.plan import (
     survey,
 )
 from tasks.reference import PreparedReference, ReferenceSource, check_reference, is_labelled, prepare_reference
-from tasks.service import Job, Service, connect
+from tasks.service import Service, connect
 from tasks.storage import Storage, check_writable, open_filesystem, s3_keys
-from tasks.tiles import Manifest, read_manifest
 
 T = TypeVar("T")
 
@@ -79,6 +78,11 @@ class Order:
     dates: tuple[datetime, ...] | None
     work: Work
     reference: ReferenceSource | None
+
+    @property
+    def title(self) -> str:
+        """For people: area and days."""
+        return f"{self.parameters.area.name}, {self.period.start} to {self.period.end}"
 
     @property
     def folder(self) -> str:
@@ -261,18 +265,6 @@ def deliver_tiles_file(order: Order) -> None:
     if tiling.geopackage is not None:
         content = geopackage_bytes(tiling.geopackage)
         upload_geopackage(content, hashlib.sha256(content).hexdigest(), storage)
-
-
-def agree(order: Order, job: Job) -> Manifest:
-    """Read what the analysis found, and check its price while nothing has been started.
-
-    Raises:
-        BudgetExceeded: the price of the manifest's tiles is above ``limits.max_pu``.
-    """
-    manifest = read_manifest(order.parameters.storage, job.id)
-    if job.status not in {"PROCESSING", "DONE"}:
-        check_budget(order.price(manifest.tiles).high, len(manifest.tiles), order.parameters.limits)
-    return manifest
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""How far a run is, told to whoever listens: a terminal's progress bars, or the run's log."""
+"""How far a run is, told to whoever listens: a terminal's progress bars, or the run's log; and questions to them."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,7 +32,9 @@ class Progress:
 
 
 Listener = Callable[[Progress], None]
+Asker = Callable[[str], bool]
 
+_asker: ContextVar[Asker | None] = ContextVar("asker", default=None)
 _listener: ContextVar[Listener | None] = ContextVar("progress_listener", default=None)
 
 
@@ -50,6 +52,29 @@ def listening(listener: Listener) -> Iterator[None]:
         yield
     finally:
         _listener.reset(token)
+
+
+def ask(question: str) -> bool:
+    """Ask the person at the terminal; anything but yes is no, and so is the end of the input."""
+    return (_asker.get() or typed_yes)(question)
+
+
+@contextmanager
+def asked_by(asker: Asker) -> Iterator[None]:
+    """Have questions within the block put by ``asker``, which knows what else is on the screen."""
+    token = _asker.set(asker)
+    try:
+        yield
+    finally:
+        _asker.reset(token)
+
+
+def typed_yes(question: str) -> bool:
+    """Ask on standard output, and wait for the answer on standard input."""
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in {"y", "yes"}
+    except EOFError:
+        return False
 
 
 def _log(progress: Progress) -> None:

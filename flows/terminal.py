@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
-from flows.progress import Listener, Progress, listening
+from flows.progress import Asker, Listener, Progress, asked_by, listening, typed_yes
 
 PLAIN_LINE_SECONDS = 10.0
 """Without a terminal a stage is told of when it ends, and no more often than this before."""
@@ -24,8 +24,25 @@ def watched() -> Iterator[Console]:
             yield console
         return
     columns = (TextColumn("{task.description:<14}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn())
-    with Bars(*columns, TextColumn("[dim]{task.fields[note]}"), console=console) as bars, listening(_bars(bars)):
+    with (
+        Bars(*columns, TextColumn("[dim]{task.fields[note]}"), console=console) as bars,
+        listening(_bars(bars)),
+        asked_by(_below(bars)),
+    ):
         yield console
+
+
+def _below(bars: Bars) -> Asker:
+    """Ask below the bars, which stand still meanwhile."""
+
+    def ask(question: str) -> bool:
+        bars.stop()
+        try:
+            return typed_yes(question)
+        finally:
+            bars.start()
+
+    return ask
 
 
 def _bars(bars: Bars) -> Listener:
