@@ -72,7 +72,9 @@ def check_scripts(
     end: Annotated[str | None, typer.Option(help="Day of the last one; today by default.", metavar="DAY")] = None,
     bands: Annotated[
         str | None,
-        typer.Option(help="Bands of a collection of your own, instead of Sentinel-2's.", metavar="NAME,NAME"),
+        typer.Option(
+            help="Bands of a collection of your own, instead of Sentinel-2's or fused with it.", metavar="NAME,NAME"
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

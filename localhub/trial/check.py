@@ -150,15 +150,17 @@ def _datasources(setup: Setup) -> list[str | None]:
 def _collection_for(source: Source, own_bands: Sequence[str]) -> str:
     """Return the first collection that offers all bands, in the units that the script asks for.
 
+    Where there are own bands, a script of one collection is for them; one of several may read Sentinel-2 besides.
+
     Raises:
         EvalscriptError: none does; the reason is that of the collection that lacks the least.
     """
-    if own_bands:
-        for band in source.units:
-            if band not in {*own_bands, "dataMask"}:
-                raise no_band(OWN_COLLECTION, band)
+    missing = [band for band in source.units if band not in {*own_bands, "dataMask"}]
+    if own_bands and not missing:
         source.factors(OWN_COLLECTION)
         return OWN_COLLECTION
+    if own_bands and source.key is None:
+        raise no_band(OWN_COLLECTION, missing[0])
     refusals: dict[EvalscriptError, int] = {}
     for collection in SENTINEL_2:
         try:

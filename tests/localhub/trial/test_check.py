@@ -95,6 +95,16 @@ def test_several_collections_are_each_made_up() -> None:
     ]
 
 
+def test_a_collection_of_ones_own_may_be_fused_with_sentinel_2() -> None:
+    inputs = """[{datasource: "sar", bands: ["VV", "dataMask"]}, {datasource: "s2", bands: ["SCL", "B04"]}]"""
+    source = setup(inputs) + "function evaluatePixel({sar, s2}) { return [sar[0].VV + s2[0].B04]; }"
+    assert check(source, TRIAL).error == "Collection 'S2L2A' has no band 'VV'."
+    report = check(source, Trial(TRIAL.end, own_bands=("VV", "VH")))
+    assert [one.collection for one in report.readings] == ["byoc", "sentinel-2-l2a"]
+    neither = check(source.replace("SCL", "HV"), Trial(TRIAL.end, own_bands=("VV", "VH")))
+    assert neither.error == "Collection 'S2L2A' has no band 'HV'."
+
+
 def test_inputs_without_datasource_are_collections_by_number() -> None:
     inputs = "[{bands: ['B10']}, {bands: ['SCL']}]"
     report = check(f"{setup(inputs)}function evaluatePixel(s) {{ return [s[0][0].B10 + s['1'][0].SCL]; }}", TRIAL)
