@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from localhub.engine import Dataset, Evalscript, EvalscriptError, Output, Plan
 from localhub.engine.bands import default_unit, no_band
+from localhub.engine.errors import SCRIPT_NAME
 from localhub.engine.setup import Setup, Source
 from localhub.engine.simple import is_simple
 from localhub.pricing import Read, feature_cost, process_cost
@@ -26,6 +27,8 @@ OWN_COLLECTION: Final = "byoc"
 TILE_PIXELS: Final = 1000
 """Side of the tile that prices are for: 10 km at 10 m."""
 _MOST_MESSAGES: Final = 3
+_MOST_IN_LINE: Final = 200
+_FUNCTION: Final = re.compile(r"\b(?:setup|evaluatePixel|preProcessScenes|filterScenes|updateOutput(?:Metadata)?)\b")
 _DAY: Final = re.compile(r"\b(?:19|20)\d\d-\d\d-\d\d\b")
 
 
@@ -116,7 +119,21 @@ def check(source: str, trial: Trial) -> Report:
         with Evalscript(source) as script:
             return _checked(script, source, trial)
     except EvalscriptError as error:
-        return Report(error=str(error))
+        return Report(error=_located(str(error), source))
+
+
+def _located(error: str, source: str) -> str:
+    """Add the script's own line where an error has none: what it quotes or the function that it names stands there."""
+    if f"{SCRIPT_NAME}:" in error:
+        return error
+    quoted = [rf"[\"'`]{re.escape(text)}[\"'`]" for text in re.findall(r"'([^'\n]+)'", error)]
+    functions = [rf"\b{name}\b" for name in re.findall(_FUNCTION, error)]
+    lines = source.splitlines()
+    for pattern in (*quoted, *functions, *([r"\bevaluatePixel\b"] if "Script must return" in error else [])):
+        for number, line in enumerate(lines, 1):
+            if re.search(pattern, line):
+                return f"{error}\n{SCRIPT_NAME}:{number}: {line.strip()[:_MOST_IN_LINE]}"
+    return error
 
 
 def _checked(script: Evalscript, source: str, trial: Trial) -> Report:

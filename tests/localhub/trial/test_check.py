@@ -78,10 +78,10 @@ def test_the_collection_is_one_that_has_the_bands(bands: list[str], collection: 
 
 def test_bands_of_a_collection_of_ones_own_are_given() -> None:
     source = pixel("return [s.NIR - s.R];", "['NIR', 'R', 'dataMask']")
-    assert check(source, TRIAL).error == "Collection 'S2L2A' has no band 'NIR'."
+    assert check(source, TRIAL).error.splitlines()[0] == "Collection 'S2L2A' has no band 'NIR'."
     own = Trial(TRIAL.end, own_bands=("R", "NIR"))
     assert check(source, own).readings[0].units == {"NIR": "DN", "R": "DN", "dataMask": "DN"}
-    assert check(SERIES, own).error == "Collection 'byoc' has no band 'B04'."
+    assert check(SERIES, own).error.splitlines()[0] == "Collection 'byoc' has no band 'B04'."
 
 
 def test_several_collections_are_each_made_up() -> None:
@@ -98,11 +98,11 @@ def test_several_collections_are_each_made_up() -> None:
 def test_a_collection_of_ones_own_may_be_fused_with_sentinel_2() -> None:
     inputs = """[{datasource: "sar", bands: ["VV", "dataMask"]}, {datasource: "s2", bands: ["SCL", "B04"]}]"""
     source = setup(inputs) + "function evaluatePixel({sar, s2}) { return [sar[0].VV + s2[0].B04]; }"
-    assert check(source, TRIAL).error == "Collection 'S2L2A' has no band 'VV'."
+    assert check(source, TRIAL).error.splitlines()[0] == "Collection 'S2L2A' has no band 'VV'."
     report = check(source, Trial(TRIAL.end, own_bands=("VV", "VH")))
     assert [one.collection for one in report.readings] == ["byoc", "sentinel-2-l2a"]
     neither = check(source.replace("SCL", "HV"), Trial(TRIAL.end, own_bands=("VV", "VH")))
-    assert neither.error == "Collection 'S2L2A' has no band 'HV'."
+    assert neither.error.splitlines()[0] == "Collection 'S2L2A' has no band 'HV'."
 
 
 def test_inputs_without_datasource_are_collections_by_number() -> None:
@@ -152,6 +152,33 @@ def test_a_script_that_fails_says_why_with_its_own_line(source: str, reason: str
     report = check(source, TRIAL)
     assert re.search(reason, report.error), report.error
     assert report.readings == ()
+
+
+BROKEN_IN_SOME_LINE = """//VERSION=3
+var outputs = {bands: 1,
+  sampleType: "AUTO"};
+function setup() {
+  return {input: ["B02",
+    "B04"], output: outputs, mosaicking: "TILE"};
+}
+function preProcessScenes(collections) { return collections; }
+function evaluatePixel(samples) { return [0]; }
+"""
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "place"),
+    [
+        ('"B04"', '"VV"', '6: "VV"], output: outputs, mosaicking: "TILE"};'),
+        ('"AUTO"', '"INT64"', '3: sampleType: "INT64"};'),
+        ('["B02",\n    "B04"]', "7", "4: function setup() {"),
+        ("return collections;", "", "8: function preProcessScenes(collections) {  }"),
+        ("return [0];", "return 0;", "9: function evaluatePixel(samples) { return 0; }"),
+    ],
+)
+def test_an_objection_is_told_with_the_line_that_it_is_about(right: str, wrong: str, place: str) -> None:
+    assert check(BROKEN_IN_SOME_LINE, TRIAL).error == ""
+    assert check(BROKEN_IN_SOME_LINE.replace(right, wrong), TRIAL).error.endswith(f"\nevalscript.js:{place}")
 
 
 def test_a_script_that_keeps_no_acquisition_and_then_fails_is_told_of_the_days() -> None:
