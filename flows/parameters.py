@@ -7,12 +7,13 @@ from typing import Any, Literal
 
 import yaml
 from prefect.runtime import flow_run
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from tasks.batch import Limits
 from tasks.conversion import FeatureMapping, PatchOptions
 from tasks.errors import InvalidInput
 from tasks.evalscript import Imagery
+from tasks.form import FormModel
 from tasks.plan import Area, Period, Tiling
 from tasks.reference import Reference
 from tasks.service import Service
@@ -34,10 +35,10 @@ def today() -> date:
     return (scheduled or datetime.now(UTC)).astimezone(UTC).date()
 
 
-class Run(BaseModel):
+class Run(FormModel):
     """How the run behaves."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", title="Run")
+    model_config = ConfigDict(title="Run")
 
     tiles_at_once: int = Field(
         default=2,
@@ -92,10 +93,10 @@ class Run(BaseModel):
     )
 
 
-class LandCover(BaseModel):
+class LandCover(FormModel):
     """All parameters of the flow; the defaults run on localhub."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", title="Land cover", hide_input_in_errors=True)
+    model_config = ConfigDict(title="Land cover")
 
     area: Area = Field(default=SAMPLE_AREA, title="Area", description="Where.")
     period: Period = Field(

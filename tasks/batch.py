@@ -15,7 +15,7 @@ from typing import Any, Self, TypeVar
 import shapely
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from sentinelhub import BatchProcessClient
 from sentinelhub.api.batch.process import BatchProcessRequest
 from sentinelhub.api.utils import AccessSpecification
@@ -23,7 +23,7 @@ from shapely.geometry.base import BaseGeometry
 
 from tasks.errors import AccessDenied, BudgetExceeded, InvalidInput, JobFailed, NotYet, ServiceError, Unavailable
 from tasks.evalscript import USERDATA, Script
-from tasks.form import plain_optionals
+from tasks.form import FormModel
 from tasks.service import Job, Service, call, connect, get_job, job_of
 from tasks.storage import Storage, open_filesystem, s3_keys, service_files, session_token
 
@@ -50,10 +50,10 @@ ATTACHABLE = {"CREATED", "ANALYSING", "ANALYSIS_DONE", "PROCESSING", "DONE", "ST
 """Statuses of a request that can still deliver, or has delivered; FAILED cannot."""
 
 
-class Limits(BaseModel):
+class Limits(FormModel):
     """What may be spent."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", title="Limits", json_schema_extra=plain_optionals)
+    model_config = ConfigDict(title="Limits")
 
     max_pu: float = Field(
         default=1000.0,

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 from py_mini_racer import JSEvalException, MiniRacer
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from tasks.errors import InvalidInput
+from tasks.form import FormModel
 
 Collection = Literal["sentinel-2-l1c", "sentinel-2-l2a"]
 CloudMask = Literal["s2cloudless", "scl"]
@@ -45,10 +46,10 @@ var SampleType = {AUTO: "AUTO", UINT8: "UINT8", INT8: "INT8", UINT16: "UINT16", 
 """The constants that ``setup`` may use (Sentinel Hub, Evalscript V3)."""
 
 
-class Imagery(BaseModel):
+class Imagery(FormModel):
     """What is asked of the satellite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", title="Imagery")
+    model_config = ConfigDict(title="Imagery")
 
     collection: Collection = Field(
         default="sentinel-2-l1c",
@@ -71,7 +72,7 @@ class Imagery(BaseModel):
         min_length=1,
     )
     indices: dict[str, tuple[Band, Band]] = Field(
-        default={"NDVI": ("B08", "B04"), "NDWI": ("B03", "B08"), "NDBI": ("B11", "B08")},
+        default={"NDBI": ("B11", "B08"), "NDVI": ("B08", "B04"), "NDWI": ("B03", "B08")},
         title="Indices",
         description="Normalised differences (first - second) / (first + second) of interpolated bands, by name.",
         examples=[{"NDVI": ["B08", "B04"], "NBR": ["B08", "B12"]}],
@@ -109,7 +110,7 @@ class Imagery(BaseModel):
                     f"index {name!r} cannot be the name of an output; use letters, digits and _, and no name of a band "
                     "or of another output"
                 )
-        return value
+        return dict(sorted(value.items()))  # Prefect's server does not keep their order: it must not make other work
 
     @model_validator(mode="after")
     def _bands_exist(self) -> Self:

@@ -1,17 +1,36 @@
-"""How the parameters look in the form that Prefect makes of them."""
+"""What the parameter models have in common: they are the form that Prefect makes of them, as well as a YAML file."""
 
 from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_validator
 
 
 def plain_optionals(schema: dict[str, Any]) -> None:
     """Show each field that may be empty as one plain input, where the form would ask for its type first.
 
-    To be given as ``json_schema_extra`` of a model. The server still takes null for such a field: it adds that to the
-    type of every field that is not required and has no default in the schema (Prefect, ``schema_tools.validation``).
+    The server still takes null for such a field: it adds that to the type of every field that is not required and has
+    no default in the schema (Prefect, ``schema_tools.validation``). A dropdown it would not let be empty.
     """
     for field in schema.get("properties", {}).values():
         kinds = [kind for kind in field.get("anyOf", ()) if kind != {"type": "null"}]
-        if len(kinds) == 1 and "type" in kinds[0] and field.get("default") is None:
+        if len(kinds) == 1 and "type" in kinds[0] and "enum" not in kinds[0] and field.get("default") is None:
             del field["anyOf"]
             field.pop("default", None)
             field.update(kinds[0])
+
+
+class FormModel(BaseModel):
+    """Parameters of one concern. Errors do not repeat what was entered: it may be a misplaced secret."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, json_schema_extra=plain_optionals)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_text_is_nothing(cls, value: Any) -> Any:
+        """Take an emptied input of the form for none, where none is the default."""
+        if not isinstance(value, dict):
+            return value
+        optional = {
+            name for name, field in cls.model_fields.items() if not field.is_required() and field.default is None
+        }
+        return {name: None if given == "" and name in optional else given for name, given in value.items()}

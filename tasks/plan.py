@@ -15,7 +15,7 @@ import geopandas as gpd
 import numpy as np
 import shapely
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 from pyogrio.errors import DataLayerError, DataSourceError
 from pyproj import Transformer
 from shapely.geometry import shape
@@ -23,7 +23,7 @@ from shapely.geometry.base import BaseGeometry
 
 from tasks.errors import InvalidInput
 from tasks.evalscript import Script
-from tasks.form import plain_optionals
+from tasks.form import FormModel
 from tasks.grid import GRIDS, Tile, grid_with, tiles_of_geopackage, tiles_of_grid
 from tasks.ledger import TileRecord, TileState
 
@@ -72,10 +72,10 @@ FIRST_SCENES = date(2015, 6, 27)
 _YEAR_OF_MONTHS = tuple(date(2023, month, 1) for month in range(1, 13))
 
 
-class Area(BaseModel):
+class Area(FormModel):
     """Where: one of bbox, GeoJSON or file."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", title="Area", json_schema_extra=plain_optionals)
+    model_config = ConfigDict(title="Area")
 
     name: str = Field(
         default="Sample",
@@ -121,10 +121,10 @@ class Area(BaseModel):
         return self
 
 
-class Period(BaseModel):
+class Period(FormModel):
     """When: first and last day, or days that move along with a schedule; and the step of the output dates."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", title="Period", json_schema_extra=plain_optionals)
+    model_config = ConfigDict(title="Period")
 
     days: Days = Field(
         default="first to last day",
@@ -215,10 +215,10 @@ class TimeRange:
         return (self.end - self.start).days + 1
 
 
-class Tiling(BaseModel):
+class Tiling(FormModel):
     """How the area is cut into tiles: one of the service's grids, or a GeoPackage of your own."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", title="Tiling", json_schema_extra=plain_optionals)
+    model_config = ConfigDict(title="Tiling")
 
     grid: Literal[0, 1, 2] = Field(
         default=1,

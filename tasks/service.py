@@ -23,7 +23,7 @@ from oauthlib.oauth2 import (
     UnauthorizedClientError,
 )
 from prefect.blocks.core import Block
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import ConfigDict, Field, SecretStr
 from requests_oauthlib import OAuth2Session
 from sentinelhub import BatchProcessClient, SentinelHubCatalog, SHConfig
 from sentinelhub.api.batch.process import BatchProcessRequest
@@ -37,6 +37,7 @@ from sentinelhub.exceptions import (
 )
 
 from tasks.errors import AccessDenied, InvalidInput, NotYet, ServiceError, Unavailable
+from tasks.form import FormModel
 from tasks.storage import is_loopback
 
 LOCALHUB_CLIENT = ("localhub", "localhub")
@@ -126,10 +127,10 @@ class SentinelHubCredentials(Block):
     client_secret: SecretStr = Field(title="OAuth client secret")
 
 
-class Service(BaseModel):
+class Service(FormModel):
     """Which deployment of Sentinel Hub does the work, and as whom."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", title="Sentinel Hub", hide_input_in_errors=True)
+    model_config = ConfigDict(title="Sentinel Hub")
 
     base_url: str = Field(
         default="http://127.0.0.1:8484",

@@ -15,9 +15,10 @@ import s3fs
 from botocore.exceptions import BotoCoreError, NoCredentialsError
 from fsspec.implementations.local import LocalFileSystem
 from prefect.blocks.core import Block
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from tasks.errors import InvalidInput
+from tasks.form import FormModel
 
 LOCALHUB_S3_KEYS = ("localhub", "localhub-secret")
 """Access key and secret of the object store that the stand-in starts; used on loopback only, and only by default."""
@@ -42,10 +43,10 @@ class S3Credentials(Block):
     secret_key: SecretStr = Field(title="Secret access key")
 
 
-class Storage(BaseModel):
+class Storage(FormModel):
     """Where Batch delivers its tiles, and where the EOPatches go."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", title="Storage", hide_input_in_errors=True)
+    model_config = ConfigDict(title="Storage")
 
     tiles_url: str = Field(
         default="s3://eopatch-flow/tiles",

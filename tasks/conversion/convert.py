@@ -11,7 +11,7 @@ from fsspec import AbstractFileSystem
 from numpy.typing import NDArray
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from sentinelhub import CRS, BBox
 
 from tasks.conversion.delivery import Dates, Delivery, TileFiles, read_dates, read_samples
@@ -27,6 +27,7 @@ from tasks.eopatches import (
     write_patch,
 )
 from tasks.errors import TileError
+from tasks.form import FormModel
 from tasks.grid import Tile
 from tasks.storage import Storage, open_filesystem
 
@@ -34,10 +35,10 @@ MARKER = "BATCH"
 """META_INFO feature that commits a conversion."""
 
 
-class PatchOptions(BaseModel):
+class PatchOptions(FormModel):
     """How EOPatches are stored."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", title="EOPatches")
+    model_config = ConfigDict(title="EOPatches")
 
     file_format: FileFormat = Field(
         default="npy.gz",

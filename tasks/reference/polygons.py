@@ -15,11 +15,12 @@ import pyogrio
 import shapely
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, field_validator
 
 from tasks.classes import LAND_COVER_CLASSES
 from tasks.eopatches import file_identity
 from tasks.errors import InvalidInput
+from tasks.form import FormModel
 
 ID_COLUMN, NAME_COLUMN = "LULC_ID", "LULC_NAME"
 """Columns of LULC_REFERENCE, and of the prepared files."""
@@ -33,10 +34,10 @@ FETCHED_TO_CHECK_BYTES = 50_000_000
 """A file on a server is fetched only to be checked up to this size: within seconds."""
 
 
-class Reference(BaseModel):
+class Reference(FormModel):
     """Polygons with land-cover classes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", title="Reference polygons")
+    model_config = ConfigDict(title="Reference polygons")
 
     file: str = Field(
         title="File",
