@@ -5,10 +5,11 @@ The flow sleeps between two looks at the job; no task does. Tiles in flight are 
 
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from queue import Empty, SimpleQueue
-from typing import Any, cast
+from types import TracebackType
+from typing import Any, Self, cast
 from uuid import UUID
 
 from prefect import unmapped
@@ -52,6 +53,16 @@ class Pipeline:
         self.converted = 0
         self.labelled = 0
         self.touched: set[str] = set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Take no more tiles, and wait for those in flight: the work is not given back while they are written."""
+        while self._running:
+            self._running.pop(self._ended.get().task_run_id)
 
     @property
     def pending(self) -> list[Tile]:
@@ -161,14 +172,20 @@ class Pipeline:
         record = self.records[tile.name]
         match outcome:
             case ConversionRecord(outcome="no data", bytes_written=0):
+                self._bill(tile, outcome.samples)
                 self.close(tile, TileState.NO_DATA, "No valid sample in the period")
             case ConversionRecord():
+                self._bill(tile, outcome.samples)
                 self._converted(tile, outcome)
             case LabelRecord():
                 self._labelled(record, outcome)
             case _:
                 told = isinstance(outcome, EopatchFlowError)
                 self.close(tile, TileState.FAILED, str(outcome) if told else repr(outcome))
+
+    def _bill(self, tile: Tile, samples: int | None) -> None:
+        """Record what the service charges for a tile."""
+        self.records[tile.name] = self.order.billed(self.records[tile.name], samples)
 
     def _converted(self, tile: Tile, outcome: ConversionRecord) -> None:
         self.converted += 1
@@ -200,8 +217,14 @@ class Pipeline:
             tell(stage, self._done[stage], self._total[stage])
 
 
-def follow(pipeline: Pipeline, job: Job, manifest: Manifest) -> Job:
+def follow(pipeline: Pipeline, job: Job, manifest: Manifest, check: Callable[[], None]) -> Job:
     """Hand over each tile to the pipeline once it is delivered, until all tiles have an end; the job's last state.
+
+    Args:
+        pipeline: converts and labels.
+        job: as it was started.
+        manifest: its tiles and files.
+        check: raises when the run has to end, and is called at each look at the job.
 
     Raises:
         Unavailable: the service has not answered for ``run.patience_minutes``; the job goes on without us.
@@ -213,6 +236,7 @@ def follow(pipeline: Pipeline, job: Job, manifest: Manifest) -> Job:
     begin = progressed = time.monotonic()
     told = ""
     while True:
+        check()
         snapshot: Snapshot = poll(pipeline.order.parameters.storage, service, job)
         now, job = time.monotonic(), snapshot.job
         settled = settle(pipeline, snapshot, manifest)
@@ -246,10 +270,12 @@ def settle(pipeline: Pipeline, snapshot: Snapshot, manifest: Manifest) -> int:
 def _settle_tile(pipeline: Pipeline, tile: Tile, status: TileStatus, manifest: Manifest) -> bool:
     order = pipeline.order
     if status.status == "FATAL":
+        pipeline.note(tile, price_pu=0.0)  # FATAL is free
         pipeline.close(tile, TileState.FAILED, f"The service could not process it: {status.error}")
     elif status.empty and order.parameters.patches.keep_empty:
         pipeline.offer(tile, TileFiles({}, None, order.dates))
     elif status.empty:
+        pipeline.note(tile, samples=0, price_pu=0.0)
         pipeline.close(tile, TileState.NO_DATA, "No scene in the period")
     elif status.ready:
         paths = dict(manifest.paths[tile.name])

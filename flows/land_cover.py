@@ -8,11 +8,13 @@ from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.approval import agree
-from flows.conclusion import Summary, announce, conclude, draw_quicklooks, final_state
+from flows.conclusion import Summary, conclude, draw_quicklooks, final_state
 from flows.follow import Pipeline, follow
 from flows.order import deliver_tiles_file, prepared_reference, survey_destination, validate
+from flows.ownership import owned, stop_what_was_left
 from flows.parameters import SAMPLE_AREA, SAMPLE_PERIOD, SAMPLE_REFERENCE, LandCover, Run, today
-from tasks.batch import Limits, analyse, find_or_create, start
+from flows.planning import plan_order
+from tasks.batch import Limits, analyse, find_or_create
 from tasks.conversion import FeatureMapping, PatchOptions
 from tasks.evalscript import Imagery
 from tasks.plan import Area, Period, Tiling
@@ -33,6 +35,7 @@ def run_name() -> str:
 @flow(
     name="land-cover",
     flow_run_name=run_name,
+    on_cancellation=[stop_what_was_left],
     task_runner=ThreadPoolTaskRunner(max_workers=MAX_THREADS),  # type: ignore[arg-type]  # its type is not covariant
 )
 def land_cover(  # noqa: PLR0913, PLR0917 - each is one part of the form that a person fills in
@@ -72,20 +75,24 @@ def land_cover(  # noqa: PLR0913, PLR0917 - each is one part of the form that a 
         storage=storage, features=features, patches=patches, limits=limits, run=run,
     )  # fmt: skip
     order = validate(parameters)
-    records = survey_destination(order)
-    announce(order, records)
-    with prepared_reference(order, records) as labels:
-        pipeline = Pipeline(order, labels, records)
-        pipeline.resume()
-        job, bought = None, False
-        if pipeline.pending:
-            deliver_tiles_file(order)
-            job = find_or_create(order.work, storage, service, limits, order.price(order.tiles).high, len(order.tiles))
-            bought = not job.found
-            job = analyse(job, service)
-            manifest = agree(order, job)
-            job = follow(pipeline, start(job, service), manifest)
-        pipeline.work_until_empty()
-    pictures = draw_quicklooks(order, pipeline)
-    seconds = time.monotonic() - begin
-    return final_state(order, conclude(order, pipeline, job, pictures, bought=bought, seconds=seconds))
+    with owned(order) as ownership:
+        records = survey_destination(order)
+        plan = plan_order(order, records)
+        with prepared_reference(order, records) as labels, Pipeline(order, labels, records) as pipeline:
+            pipeline.resume()
+            job, bought = None, False
+            if pipeline.pending:
+                deliver_tiles_file(order)
+                ownership.renew()
+                job = find_or_create(order.work, storage, service, limits, plan.price_pu.high, len(plan.tiles))
+                bought = not job.found
+                ownership.note_request(job)
+                job = analyse(job, service)
+                manifest, plan = agree(order, plan, job)
+                with ownership.guarded(job):
+                    job = follow(pipeline, ownership.start(job), manifest, ownership.check)
+            pipeline.work_until_empty()
+        ownership.check()
+        pictures = draw_quicklooks(order, pipeline)
+        seconds = time.monotonic() - begin
+        return final_state(order, conclude(order, pipeline, plan, job, pictures, bought=bought, seconds=seconds))

@@ -11,6 +11,7 @@
     │       └── NotYet      404 or 429: nothing was done; ask again later
     ├── LeaseHeld           another run does this work: wait for it, or stop it
     ├── LeaseLost           another run may do this work now: end, and buy nothing
+    ├── RunTimedOut         the run has lasted as long as it may: run again to go on
     ├── JobFailed           the batch request itself ended FAILED or STOPPED
     ├── TooFewTiles         more tiles failed than limits.min_success allows
     └── TileError           one tile's data is missing, corrupt or not what was asked for
@@ -53,6 +54,10 @@ class LeaseHeld(EopatchFlowError):
 
 class LeaseLost(EopatchFlowError):
     """The lease of the work is not ours any more, or may not be."""
+
+
+class RunTimedOut(EopatchFlowError):
+    """The run has lasted as long as it was allowed to."""
 
 
 class JobFailed(EopatchFlowError):

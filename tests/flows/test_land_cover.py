@@ -67,7 +67,13 @@ def test_a_run_leaves_ledger_map_summary_and_quicklook_beside_the_data(parameter
     assert (folder / "report/tiles.png").read_bytes().startswith(b"\x89PNG")
     assert (folder / "report/quicklooks/t0.png").read_bytes().startswith(b"\x89PNG")
     assert "4 of 4 tiles are complete" in (folder / "report/summary.md").read_text()
-    assert sorted(path.name for path in folder.iterdir()) == ["eopatches", "ledger.gpkg", "report"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        ".lease.json.lock",
+        "eopatches",
+        "lease.json",
+        "ledger.gpkg",
+        "report",
+    ]
 
 
 def test_a_run_publishes_plan_map_table_and_summary(parameters: LandCover):
