@@ -24,10 +24,12 @@ from prefect.states import Running
 from pydantic import ConfigDict, Field, create_model
 
 from flows.order import Order
+from flows.planning import announce, binding_plan
 from flows.progress import ask
 from tasks.batch import Limits, check_budget
 from tasks.errors import BudgetExceeded
-from tasks.plan import Price
+from tasks.pricing import Range
+from tasks.report import Plan
 from tasks.service import Job
 from tasks.storage import Storage, open_filesystem
 from tasks.tiles import Manifest, read_manifest
@@ -71,7 +73,7 @@ class Question:
     request_id: str
     title: str
     tiles: int
-    price: Price
+    price: Range
     limits: Limits
     folder: str
 
@@ -129,19 +131,21 @@ def how_to_ask(price_pu: float, ask_above_pu: float | None, approved_pu: float, 
     return "ask on terminal" if situation.terminal else "refuse"
 
 
-def agree(order: Order, job: Job) -> Manifest:
-    """Read what the analysis found, and have its price approved while nothing has been started.
+def agree(order: Order, plan: Plan, job: Job) -> tuple[Manifest, Plan]:
+    """Read what the analysis found, plan anew for it, and have its price approved while nothing has been started.
 
     Raises:
         BudgetExceeded: the price of the manifest's tiles is above ``limits.max_pu``, or nobody approves it.
     """
     manifest = read_manifest(order.parameters.storage, job.id)
     if job.status not in {"PROCESSING", "DONE"}:
-        price, limits = order.price(manifest.tiles), order.parameters.limits
+        plan = binding_plan(order, plan, manifest.tiles)
+        announce(order, plan)
+        price, limits = plan.price_pu, order.parameters.limits
         check_budget(price.high, len(manifest.tiles), limits)
         question = Question(job.id, order.title, len(manifest.tiles), price, limits, order.folder)
         approve(question, order.parameters.storage)
-    return manifest
+    return manifest, plan
 
 
 def approve(question: Question, storage: Storage) -> None:

@@ -8,6 +8,8 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -21,6 +23,9 @@ CLI_SETTINGS = {
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # Prefect's own 20 s are short for a busy machine
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
 }
+
+INTERRUPTED = 130
+"""Exit status of a program that was interrupted, as shells have it."""
 
 app = typer.Typer(
     help="From an area to labelled EOPatches, by Sentinel Hub's Batch Processing API.",
@@ -42,27 +47,37 @@ def run(config: Config) -> None:
 
     parameters = read_config(config)
     wake_prefect()
-    with watched():
+    with _interruptible(), watched():
         arguments = {name: getattr(parameters, name) for name in type(parameters).model_fields}
         summary = cast("Summary", land_cover(**arguments))  # Prefect unwraps the state
     _show(summary)
 
 
 @app.command()
-def plan(config: Config) -> None:
-    """Show tiles, dates, provisional price and what exists already. Nothing is created or bought."""
+def plan(
+    config: Config,
+    as_json: Annotated[Path | None, typer.Option("--json", help="File to write the plan to, as JSON.")] = None,
+    geopackage: Annotated[
+        Path | None, typer.Option(help="File to write the tiles to, with samples and prices.")
+    ] = None,
+) -> None:
+    """Show tiles, dates, acquisitions, price and what exists already. Nothing is created or bought."""
     from rich.console import Console
     from rich.markdown import Markdown
 
-    from flows.conclusion import plan_report
-    from flows.order import ordered_already, prepare, survey_order
+    from flows.order import prepare, survey_order
     from flows.parameters import read_config
-    from tasks.report import plan_markdown
+    from flows.planning import make_plan
+    from tasks.report import plan_json, plan_markdown, write_plan
 
     order = prepare(read_config(config))
-    records = survey_order(order)
-    Console().print(Markdown(plan_markdown(plan_report(order, records))))
-    typer.echo(ordered_already(order, records))
+    found = make_plan(order, survey_order(order))
+    Console().print(Markdown(plan_markdown(found)))
+    typer.echo(found.request)
+    if as_json is not None:
+        as_json.write_text(plan_json(found), encoding="utf-8")
+    if geopackage is not None:
+        write_plan(found, geopackage)
 
 
 @app.command("check")
@@ -199,7 +214,7 @@ def demo(
     from flows.demo import demo as run_demo
     from flows.terminal import watched
 
-    with watched():
+    with _interruptible(), watched():
         summary = run_demo(folder)
     _show(summary)
 
@@ -220,6 +235,24 @@ def main() -> None:
         sys.exit(f"eopatch-flow: {error}")
     except (OSError, BotoCoreError) as error:
         sys.exit(f"eopatch-flow: {error!r}\nA file or the network failed. Run again: what is done is not repeated.")
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let SIGTERM end a run as Ctrl-C does, and tell what the run has noted on its way out."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        typer.echo("\n".join(["eopatch-flow: interrupted.", *_notes(interrupt)]), err=True)
+        raise typer.Exit(INTERRUPTED) from interrupt
+
+
+def _notes(error: BaseException | None) -> Iterator[str]:
+    """Notes of an exception and of those that it came from: Prefect raises its own for SIGTERM, and sends it again."""
+    while error is not None:
+        yield from getattr(error, "__notes__", ())
+        error = error.__context__
 
 
 def _show(summary: "Summary") -> None:

@@ -13,14 +13,14 @@ from prefect.states import Completed, Failed
 
 from flows.follow import Pipeline
 from flows.order import Order, earlier_records
+from flows.planning import with_estimates
 from flows.progress import tell
 from tasks.errors import TooFewTiles
 from tasks.grid import Tile
 from tasks.ledger import TileRecord, TileState, write_ledger
 from tasks.report import (
-    PlanReport,
+    Plan,
     SummaryReport,
-    publish_plan,
     publish_summary,
     publish_tiles,
     quicklook_of,
@@ -58,31 +58,6 @@ class Summary:
     places: dict[str, str] = field(default_factory=dict)
 
 
-def announce(order: Order, records: Sequence[TileRecord]) -> None:
-    """Publish the plan as an artifact and tell it to whoever watches."""
-    pending = sum(record.state is TileState.PENDING for record in records)
-    price = order.price_of(records)
-    publish_plan(order.slug, plan_report(order, records))
-    dates = f"{len(order.dates)} dates, " if order.dates else ""
-    cost = (
-        f"{price.low:,.0f} to {price.high:,.0f} PU (provisional), unless bought before" if pending else "nothing to buy"
-    )
-    tell("Plan", len(records), len(records), f"{dates}{pending} new, {cost}")
-
-
-def plan_report(order: Order, records: Sequence[TileRecord]) -> PlanReport:
-    """Give the content of the plan."""
-    price = order.price_of(records)
-    return PlanReport(
-        title=order.title,
-        records=records,
-        goal=_goal(order),
-        dates=[date.date() for date in order.dates or ()],
-        bands=order.script.input_bands,
-        price_pu=(price.low, price.likely, price.high),
-    )
-
-
 @task(task_run_name="picture-{tile.name}", cache_policy=NO_CACHE)
 def draw_quicklook(order: Order, tile: Tile, target: str) -> None:
     """Draw the quick-look of a tile's EOPatch, a PNG, to ``target``."""
@@ -112,11 +87,18 @@ def draw_quicklooks(order: Order, pipeline: Pipeline) -> list[str]:
 
 @task(task_run_name="conclude", cache_policy=NO_CACHE)
 def conclude(
-    order: Order, pipeline: Pipeline, job: Job | None, pictures: Sequence[str], *, bought: bool, seconds: float
+    order: Order,
+    pipeline: Pipeline,
+    plan: Plan,
+    job: Job | None,
+    pictures: Sequence[str],
+    *,
+    bought: bool,
+    seconds: float,
 ) -> Summary:
     """Write ledger, status map and summary beside the data, and publish them as artifacts."""
     storage, title = order.parameters.storage, order.title
-    records = _with_history(order, pipeline)
+    records = _with_history(order, pipeline, plan)
     message = _message(records, job, bought=bought, converted=pipeline.converted, labelled=pipeline.labelled)
     places = {
         "EOPatches": f"{order.folder}/eopatches",
@@ -126,7 +108,13 @@ def conclude(
     } | ({"Quick-look": pictures[0]} if pictures else {})
     picture = status_map(records, order.area, title)
     report = SummaryReport(
-        title=title, records=records, goal=_goal(order), message=message, seconds=seconds, places=places
+        title=title,
+        records=records,
+        goal=plan.goal,
+        message=message,
+        seconds=seconds,
+        places=places,
+        cost_pu=None if job is None else job.cost_pu,
     )
     _write(places["Tile status map"], picture, storage)
     _write(places["Summary"], summary_markdown(report).encode(), storage)
@@ -155,12 +143,8 @@ def final_state(order: Order, summary: Summary) -> State[Summary]:
     return Failed(message=text, data=TooFewTiles(text))
 
 
-def _goal(order: Order) -> TileState:
-    return TileState.CONVERTED if order.reference is None else TileState.LABELLED
-
-
 def _succeeded(record: TileRecord, order: Order) -> bool:
-    return record.state in {_goal(order), TileState.LABELLED, TileState.NO_DATA}
+    return record.state in {order.goal, TileState.LABELLED, TileState.NO_DATA}
 
 
 def _message(records: Sequence[TileRecord], job: Job | None, *, bought: bool, converted: int, labelled: int) -> str:
@@ -192,14 +176,16 @@ def _write(url: str, content: bytes, storage: Storage) -> None:
     files.pipe_file(path, content)
 
 
-def _with_history(order: Order, pipeline: Pipeline) -> list[TileRecord]:
+def _with_history(order: Order, pipeline: Pipeline, plan: Plan) -> list[TileRecord]:
     """Records by tile name; of tiles that this run did not touch, what the ledger of earlier runs tells."""
-    earlier = earlier_records(order)
+    earlier, planned = earlier_records(order), with_estimates(pipeline.records.values(), plan)
     records = [
-        earlier[name]
-        if name in earlier and name not in pipeline.touched and earlier[name].state is record.state
+        earlier[record.tile.name]
+        if record.tile.name in earlier
+        and record.tile.name not in pipeline.touched
+        and earlier[record.tile.name].state is record.state
         else record
-        for name, record in sorted(pipeline.records.items())
+        for record in sorted(planned, key=lambda record: record.tile.name)
     ]
     return [replace(record, fingerprint=order.fingerprint) for record in records]
 

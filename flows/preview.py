@@ -17,16 +17,11 @@ from tasks.errors import InvalidInput, NotYet, Unavailable
 from tasks.evalscript import Collection, Imagery, Output, Script, load_script
 from tasks.grid import Tile
 from tasks.plan import (
-    MIN_REQUEST_PU,
     Area,
-    Price,
     Tiling,
     TimeRange,
     area_geometry,
-    counted_price,
     plan_tiles,
-    priced_bands,
-    process_price_pu,
 )
 from tasks.preview import (
     MAX_PIXELS,
@@ -39,6 +34,17 @@ from tasks.preview import (
     tile_at,
     window_of,
     window_request,
+)
+from tasks.pricing import (
+    MIN_REQUEST_PU,
+    Range,
+    counted_samples,
+    priced_bands,
+    process_price,
+    process_price_pu,
+    request_price,
+    tile_price,
+    total,
 )
 from tasks.service import Service, connect_catalog, connect_process
 from tasks.storage import is_loopback
@@ -162,20 +168,21 @@ class Preview:
         return 1.0 if self.spent_pu is None else min(1.0, self.spent_pu / self.window_pu)
 
     @property
-    def batch_price(self) -> Price:
-        """Price of the whole area by the Batch API."""
-        return counted_price(self.tiles, self.samples, self.script, self.kept)
+    def expected(self) -> list[Range]:
+        """Samples of each tile, when as much is kept everywhere as in the window."""
+        return counted_samples(self.samples, self.script, kept=self.kept)
+
+    @property
+    def batch_price(self) -> Range:
+        """Price of the whole area by the Batch API, PU."""
+        pairs = zip(self.tiles, self.expected, strict=True)
+        return request_price([tile_price(tile, samples, self.script) for tile, samples in pairs])
 
     @property
     def process_pu(self) -> float:
-        """Price of the same tiles by the Process API, one request each, when as much is kept as in the window.
-
-        Tiles without an acquisition are left out: nobody need ask for them.
-        """
-        floats = any(kind == "FLOAT32" for _, _, kind in self.script.outputs)
-        kept = self.kept if self.script.drops_scenes else 1.0
-        pairs = zip(self.tiles, self.samples.tolist(), strict=True)
-        return sum(_process_pu(self.script, tile, count * kept, float_output=floats) for tile, count in pairs if count)
+        """Price of the same tiles by the Process API, one request each."""
+        pairs = zip(self.tiles, self.expected, strict=True)
+        return total([process_price(tile, samples, self.script) for tile, samples in pairs]).likely
 
 
 def read_wish(options: Mapping[str, Any]) -> Wish:

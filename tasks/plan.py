@@ -1,10 +1,9 @@
-"""What will be done and what it costs, before anything is created or bought: tiles, price, what exists already."""
+"""What will be done, before anything is created or bought: area, period, tiles, what exists already."""
 
 import json
-import math
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -22,26 +21,12 @@ from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
 
 from tasks.errors import InvalidInput
-from tasks.evalscript import Script
 from tasks.form import FormModel
 from tasks.grid import GRIDS, Tile, grid_with, tiles_of_geopackage, tiles_of_grid
 from tasks.ledger import TileRecord, TileState
 
 LONLAT = 4326
 """EPSG code of longitude and latitude, the CRS of bbox and GeoJSON."""
-PRICE_AREA_PIXELS = 512 * 512
-"""Pixels of a processing unit (Sentinel Hub documentation, "Processing Units")."""
-PRICE_BANDS = 3
-"""Input bands of a processing unit (same source)."""
-MIN_AREA_FACTOR = 0.01
-BATCH_FACTOR, BATCH_MIN_PIXELS = 1 / 3, 10_000
-"""Batch costs a third, for tiles of at least so many pixels (same source)."""
-MIN_REQUEST_PU = 100.0
-"""The least that a batch request costs (same source)."""
-MIN_PROCESS_PU = 0.005
-"""The least that a request of the Process API costs (same source)."""
-REVISIT_DAYS = {"low": 5.0, "likely": 4.0, "high": 2.5}
-"""Days between acquisitions of a place: two satellites on one orbit; a mean; two overlapping orbits."""
 SURVEY_THREADS = 16
 MAX_EDGE = 10_000.0
 """Longest edge of an area that is brought from a projected CRS to longitude and latitude, in its unit (metres)."""
@@ -253,15 +238,6 @@ class Tiling(FormModel):
         return value
 
 
-@dataclass(frozen=True, slots=True)
-class Price:
-    """A provisional price in processing units (PU); the bill depends on the number of acquisitions."""
-
-    low: float
-    likely: float
-    high: float
-
-
 def check_archive(period: TimeRange, today: date) -> None:
     """Refuse a period that the archive cannot have: before the first scenes, or not over yet.
 
@@ -347,94 +323,6 @@ def geopackage_bytes(path: str) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise InvalidInput(f"The GeoPackage {path} cannot be read: {error}.") from error
-
-
-def tile_price_pu(pixels: int, bands: int, acquisitions: float, *, float_output: bool) -> float:
-    """Price of one tile in processing units (Sentinel Hub documentation, "Processing Units").
-
-    Args:
-        pixels: width times height.
-        bands: input bands, see :func:`priced_bands`.
-        acquisitions: samples per pixel.
-        float_output: whether an output is FLOAT32, which doubles the price.
-    """
-    batch = BATCH_FACTOR if pixels >= BATCH_MIN_PIXELS else 1.0
-    return _full_price_pu(pixels, bands, acquisitions, float_output=float_output) * batch
-
-
-def process_price_pu(pixels: int, bands: int, acquisitions: float, *, float_output: bool) -> float:
-    """Price of one request of the Process API; arguments as for :func:`tile_price_pu`.
-
-    An image without a scene is made and costs as one sample.
-    """
-    return max(MIN_PROCESS_PU, _full_price_pu(pixels, bands, max(1.0, acquisitions), float_output=float_output))
-
-
-def request_price_pu(tile_prices_pu: Sequence[float]) -> float:
-    """Price of a batch request from its tiles' prices: at least the service's minimum, 0 without tiles."""
-    return max(MIN_REQUEST_PU, math.fsum(tile_prices_pu)) if tile_prices_pu else 0.0
-
-
-def priced_bands(input_bands: Iterable[str]) -> int:
-    """Count the input bands that cost: dataMask is free, unless a script reads nothing else."""
-    return len(set(input_bands) - {"dataMask"}) or 1
-
-
-def provisional_price(
-    tiles: Sequence[Tile], period: TimeRange, bands: int, *, float_output: bool, one_sample: bool = False
-) -> Price:
-    """Price of a request from the usual number of acquisitions; at least the service's minimum, 0 without tiles.
-
-    Args:
-        tiles: to be processed.
-        period: with the acquisitions.
-        bands: input bands, see :func:`priced_bands`.
-        float_output: whether an output is FLOAT32.
-        one_sample: whether a pixel has one sample in all (mosaicking SIMPLE) instead of one an acquisition.
-    """
-
-    def request(case: str) -> float:
-        acquisitions = 1.0 if one_sample else max(1.0, period.length_days / REVISIT_DAYS[case])
-        return request_price_pu(
-            [tile_price_pu(tile.width * tile.height, bands, acquisitions, float_output=float_output) for tile in tiles]
-        )
-
-    return Price(request("low"), request("likely"), request("high"))
-
-
-def tile_prices_pu(tiles: Iterable[Tile], samples: Iterable[float], script: Script) -> list[float]:
-    """Price of each tile from the number of samples that the script gets there; 0 without any ("No data" is free)."""
-    bands, floats = priced_bands(script.input_bands), any(kind == "FLOAT32" for _, _, kind in script.outputs)
-    return [
-        tile_price_pu(tile.width * tile.height, bands, count, float_output=floats)
-        for tile, count in zip(tiles, samples, strict=True)
-    ]
-
-
-def counted_price(tiles: Sequence[Tile], samples: NDArray[Any], script: Script, kept: float = 1.0) -> Price:
-    """Price of a request from the samples that the Catalog lets expect.
-
-    What ``preProcessScenes`` leaves out costs nothing, and is not known before: all but one sample of a tile, at most.
-    Without that function the three are one.
-
-    Args:
-        tiles: to be processed.
-        samples: of each tile, shape (tiles,), see `tasks.acquisitions.samples_of`.
-        script: decides on bands, format, and whether scenes may be left out.
-        kept: share of the samples that it is likely to keep, if it may leave out any.
-    """
-
-    def request(counts: NDArray[Any]) -> float:
-        return request_price_pu(tile_prices_pu(tiles, counts.tolist(), script))
-
-    least = np.minimum(samples, 1) if script.drops_scenes else samples
-    likely = np.maximum(least, kept * samples) if script.drops_scenes else samples
-    return Price(request(least), request(likely), request(samples))
-
-
-def _full_price_pu(pixels: int, bands: int, acquisitions: float, *, float_output: bool) -> float:
-    area = max(pixels / PRICE_AREA_PIXELS, MIN_AREA_FACTOR)
-    return area * bands / PRICE_BANDS * (2 if float_output else 1) * acquisitions
 
 
 def survey(

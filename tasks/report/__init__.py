@@ -4,22 +4,25 @@ Pictures and texts are pure functions; :mod:`tasks.report.publish` holds the she
 """
 
 from tasks.report.pictures import quicklook, status_map
+from tasks.report.plan import Plan, TilePlan, is_missing, plan_json, plan_markdown, plan_rows, write_plan
 from tasks.report.publish import publish_plan, publish_summary, publish_tiles, quicklook_of
 from tasks.report.texts import (
-    PlanReport,
     SummaryReport,
     artifact_key,
-    plan_markdown,
     summary_markdown,
     tile_rows,
     tiles_markdown,
 )
 
 __all__ = [
-    "PlanReport",
+    "Plan",
     "SummaryReport",
+    "TilePlan",
     "artifact_key",
+    "is_missing",
+    "plan_json",
     "plan_markdown",
+    "plan_rows",
     "publish_plan",
     "publish_summary",
     "publish_tiles",
@@ -29,4 +32,5 @@ __all__ = [
     "summary_markdown",
     "tile_rows",
     "tiles_markdown",
+    "write_plan",
 ]

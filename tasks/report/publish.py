@@ -15,12 +15,11 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from tasks.evalscript import LAND_COVER_BANDS
 from tasks.ledger import TileRecord
 from tasks.report.pictures import quicklook
+from tasks.report.plan import Plan, plan_markdown, plan_rows
 from tasks.report.texts import (
     MAX_ROWS,
-    PlanReport,
     SummaryReport,
     artifact_key,
-    plan_markdown,
     summary_markdown,
     tile_rows,
     tiles_markdown,
@@ -50,9 +49,12 @@ def quicklook_of(
         return quicklook(EOPatch.load(copy, lazy_loading=True), tile_name, bands=bands)
 
 
-def publish_plan(slug: str, plan: PlanReport) -> None:
-    """Publish the plan as ``<slug>-plan``."""
+def publish_plan(slug: str, plan: Plan) -> None:
+    """Publish the plan as ``<slug>-plan`` and its table of tiles as ``<slug>-plan-tiles``."""
+    shown = min(len(plan.tiles), MAX_ROWS)
+    about = f"{plan.title}: {shown:,} of {len(plan.tiles):,} tiles, the dearest first; report/plan.gpkg has them all"
     create_markdown_artifact(plan_markdown(plan), key=artifact_key(slug, "plan"), description=plan.title)
+    create_table_artifact(plan_rows(plan)[:MAX_ROWS], artifact_key(slug, "plan-tiles"), description=about)
 
 
 def publish_tiles(slug: str, title: str, records: Sequence[TileRecord], picture: bytes) -> None:

@@ -29,7 +29,7 @@ from flows.parameters import LandCover
 from tasks.batch import Limits
 from tasks.errors import BudgetExceeded
 from tasks.ledger import TileState
-from tasks.plan import Price
+from tasks.pricing import Range
 from tasks.storage import Storage
 
 NOBODY, UI, TERMINAL = Situation(), Situation(deployed=True), Situation(terminal=True)
@@ -45,7 +45,7 @@ def client(prefect_server: None) -> Iterator[SyncPrefectClient]:  # noqa: ARG001
 @pytest.fixture
 def question(tmp_path: Path) -> Question:
     limits = Limits(max_pu=200, ask_above_pu=100)
-    return Question("r1", "Small, 2019-01-01 to 2019-03-10", 4, Price(90.2, 120, 145.3), limits, str(tmp_path))
+    return Question("r1", "Small, 2019-01-01 to 2019-03-10", 4, Range(90.2, 120, 145.3), limits, str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_a_limit_to_ask_above_the_cap_makes_no_sense():
 @flow
 def asking(question: dict[str, Any]) -> None:
     """Only asks."""
-    told = Question(**question | {"price": Price(**question["price"]), "limits": Limits(**question["limits"])})
+    told = Question(**question | {"price": Range(**question["price"]), "limits": Limits(**question["limits"])})
     approve(told, Storage())
 
 
@@ -218,7 +218,7 @@ from flows.approval import *
 from flows.terminal import watched
 from flows.progress import tell
 from tasks.storage import Storage
-question = Question("r1", "Small", 4, Price(90, 120, 145.3), Limits(ask_above_pu=100), sys.argv[1])
+question = Question("r1", "Small", 4, Range(90, 120, 145.3), Limits(ask_above_pu=100), sys.argv[1])
 with watched():
     tell("Plan", 4, 4)
     try:

@@ -18,11 +18,12 @@ from sentinelhub import BatchProcessClient
 
 from flows.conclusion import Summary
 from flows.land_cover import land_cover
-from flows.order import ordered_already, prepare, survey_order
+from flows.order import prepare, survey_order
 from flows.parameters import LandCover, parse_config
+from flows.planning import make_plan
 from tasks.conversion import PatchOptions
 from tasks.errors import BudgetExceeded, EopatchFlowError, InvalidInput, TooFewTiles
-from tasks.ledger import TileRecord, TileState, read_ledger
+from tasks.ledger import TileState, read_ledger
 from tasks.plan import Tiling
 from tasks.service import connect
 
@@ -78,9 +79,10 @@ def test_a_run_leaves_ledger_map_summary_and_quicklook_beside_the_data(parameter
 
 def test_a_run_publishes_plan_map_table_and_summary(parameters: LandCover):
     run(parameters)
-    artifacts = {what: Artifact.get(f"{SLUG}-{what}") for what in ("plan", "map", "tiles", "summary")}
+    artifacts = {what: Artifact.get(f"{SLUG}-{what}") for what in ("plan", "plan-tiles", "map", "tiles", "summary")}
     texts = {what: str(found.data) for what, found in artifacts.items() if found is not None}
     assert "5, from 2019-01-01 to 2019-03-02, every 15 days" in texts["plan"]
+    assert [row["tile"] for row in json.loads(texts["plan-tiles"])] == ["t0", "t1", "t2", "t3"]
     assert "data:image/png;base64," in texts["map"]
     assert [row["tile"] for row in json.loads(texts["tiles"])] == ["t0", "t1", "t2", "t3"]
     assert "4 of 4 tiles are complete" in texts["summary"]
@@ -155,17 +157,9 @@ def test_a_tile_without_data_is_not_bought_again(
     assert (second.job, second.bought, states(second)) == (None, False, states(first))
     assert read_ledger(Path(second.folder) / "ledger.gpkg") == list(first.records)
     order = prepare(with_far_tile)
-    assert ordered_already(order, survey_order(order)) == "Nothing is missing: a run would buy nothing."
+    assert make_plan(order, survey_order(order)).request == "Nothing is missing: a run would buy nothing."
     kept = with_far_tile.model_copy(update={"patches": PatchOptions(keep_empty=True)})
     assert [record.tile.name for record in survey_order(prepare(kept)) if record.state is TileState.PENDING] == ["far"]
-
-
-def test_the_price_of_a_missing_tile_is_that_of_the_request(parameters: LandCover):
-    order = prepare(parameters)
-    missing, *rest = [TileRecord(tile, TileState.LABELLED) for tile in order.tiles]
-    assert order.price_of([missing, *rest]).high == 0
-    missing = TileRecord(missing.tile, TileState.PENDING)
-    assert order.price_of([missing, *rest]) == order.price(order.tiles)
 
 
 def test_labels_that_are_made_up_for_are_no_more_tiles_at_once_than_was_asked(parameters: LandCover):

@@ -22,7 +22,7 @@ from tasks import acquisitions as module
 from tasks.acquisitions import Acquisitions, find_acquisitions, samples_of, scenes_of, search_area
 from tasks.errors import InvalidInput, ServiceError, Unavailable
 from tasks.grid import Tile, lonlat_shape, tiles_of_grid
-from tasks.plan import tile_price_pu
+from tasks.pricing import tile_price_pu
 from tasks.service import Service, connect_catalog
 from tests.localhub.batch_requests import access, client_of, process_request, wait_for
 from tests.localhub.conftest import upload_grid

@@ -5,17 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import geopandas as gpd
-import numpy as np
 import pytest
 import shapely
-from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import ValidationError
 from shapely.geometry import mapping
 
-from localhub import pricing
 from tasks.errors import InvalidInput
-from tasks.evalscript import Imagery, Script, load_script
 from tasks.grid import Tile
 from tasks.ledger import TileState
 from tasks.plan import (
@@ -24,15 +19,9 @@ from tasks.plan import (
     Tiling,
     TimeRange,
     area_geometry,
-    counted_price,
     plan_tiles,
-    priced_bands,
-    process_price_pu,
-    provisional_price,
     slug,
     survey,
-    tile_price_pu,
-    tile_prices_pu,
 )
 
 SQUARE = shapely.box(14.4, 46.0, 14.6, 46.1)
@@ -280,102 +269,8 @@ def test_a_geopackage_that_breaks_a_rule_is_told_which(tmp_path: Path) -> None:
         plan_tiles(Tiling(geopackage=path), None)
 
 
-# ---- price: the worked examples of the documentation's formula ----
-
-
-@pytest.mark.parametrize(
-    ("pixels", "bands", "acquisitions", "float_output", "expected"),
-    [
-        (1000 * 1000, 8, 60, False, 203.45),
-        (1000 * 1000, 8, 60, True, 406.90),
-        (1000 * 1000, 3, 1, False, 1.2716),
-        (99 * 99, 1, 1, False, 0.01246),
-        (100 * 100, 3, 1, False, 10_000 / 512 / 512 / 3),
-        (10 * 10, 3, 1, False, 0.01),
-    ],
-)
-def test_a_tiles_price_follows_the_formula(
-    pixels: int, bands: int, acquisitions: float, float_output: bool, expected: float
-) -> None:
-    assert tile_price_pu(pixels, bands, acquisitions, float_output=float_output) == pytest.approx(expected, rel=1e-3)
-
-
 def tiles(count: int) -> list[Tile]:
     return [Tile(f"t{i}", 32633, (0, 0, 10_000, 10_000), 1000, 1000) for i in range(count)]
-
-
-def test_a_request_costs_its_tiles_but_a_minimum() -> None:
-    year = TimeRange(date(2019, 1, 1), date(2019, 10, 27))  # 300 days: 60, 75 and 120 acquisitions
-    price = provisional_price(tiles(100), year, 8, float_output=False)
-    assert (price.low, price.likely, price.high) == pytest.approx((20345, 25431, 40690), rel=1e-3)
-    day = TimeRange(date(2019, 1, 1), date(2019, 1, 1), step_days=1)
-    least = provisional_price(tiles(20), day, 3, float_output=False)
-    assert (least.low, least.likely, least.high) == (100, 100, 100)
-    nothing = provisional_price([], year, 8, float_output=False)
-    assert (nothing.low, nothing.likely, nothing.high) == (0, 0, 0)
-
-
-def test_a_request_of_the_process_api_costs_three_times_a_tiles_price_and_a_little_at_least() -> None:
-    assert process_price_pu(512 * 512, 3, 1, float_output=False) == 1
-    batch = tile_price_pu(1000 * 1000, 8, 60, float_output=True)
-    assert process_price_pu(1000 * 1000, 8, 60, float_output=True) == pytest.approx(3 * batch)
-    assert process_price_pu(10 * 10, 1, 1, float_output=False) == 0.005
-    assert process_price_pu(512 * 512, 3, 0, float_output=False) == 1  # made of no scene, and paid
-
-
-@pytest.mark.parametrize(
-    ("input_bands", "count"), [(["B02", "B03", "dataMask"], 2), (["dataMask"], 1), (["B02", "B02"], 1)]
-)
-def test_data_mask_is_free_unless_it_is_all(input_bands: list[str], count: int) -> None:
-    assert priced_bands(input_bands) == count
-
-
-@given(
-    pixels=st.integers(1, 3500**2),
-    bands=st.lists(st.sampled_from(["B02", "B03", "CLM", "dataMask"]), min_size=1, unique=True),
-    samples=st.integers(1, 200),
-    floats=st.booleans(),
-)
-def test_prices_are_those_that_localhub_charges(pixels: int, bands: list[str], samples: int, floats: bool) -> None:
-    tile = Tile("t", 32633, (0, 0, 10, 10), pixels, 1)
-    arguments = (pixels, priced_bands(bands), samples)
-    reads = [pricing.Read(bands, samples)]
-    charged = pricing.feature_cost(tile, reads, float_output=floats)
-    assert tile_price_pu(*arguments, float_output=floats) == pytest.approx(charged)
-    charged = pricing.process_cost(tile, reads, float_output=floats)
-    assert process_price_pu(*arguments, float_output=floats) == pytest.approx(charged)
-
-
-def counting_script(folder: Path, mosaicking: str = "ORBIT", sample_type: str = "UINT16", more: str = "") -> Script:
-    path = folder / "script.js"
-    path.write_text(
-        "//VERSION=3\nfunction evaluatePixel() { return [1]; }\n"
-        f"function setup() {{ return {{input: ['B02', 'B03', 'B04', 'dataMask'], mosaicking: '{mosaicking}', "
-        f"output: {{bands: 1, sampleType: '{sample_type}'}}}}; }}\n{more}\n"
-    )
-    return load_script(Imagery(evalscript=str(path)), MONTH.start, MONTH.end, 15)
-
-
-@pytest.mark.parametrize(("sample_type", "factor"), [("UINT16", 1), ("FLOAT32", 2)])
-def test_counted_samples_are_priced_tile_by_tile_and_none_is_free(
-    tmp_path: Path, sample_type: str, factor: int
-) -> None:
-    script = counting_script(tmp_path, sample_type=sample_type)
-    samples = np.array([0, 60, 100, 30])
-    one = factor * 1000 * 1000 / 512 / 512 / 3
-    assert tile_prices_pu(tiles(4), samples, script) == pytest.approx([0, 60 * one, 100 * one, 30 * one])
-    price = counted_price(tiles(4), samples, script, kept=0.5)
-    assert (price.low, price.likely, price.high) == pytest.approx((190 * one,) * 3)  # it leaves nothing out
-    least = counted_price(tiles(4), np.array([0, 1, 2, 3]), script)
-    assert (least.low, least.likely, least.high) == (100, 100, 100)
-
-
-def test_a_script_that_may_leave_out_scenes_has_a_price_from_one_sample_to_all(tmp_path: Path) -> None:
-    script = counting_script(tmp_path, more="function preProcessScenes(collections) { return collections; }")
-    samples = np.array([0, 60, 100, 1] + [10] * 100)
-    one = 1000 * 1000 / 512 / 512 / 3
-    price = counted_price(tiles(104), samples, script, kept=0.5)
-    assert (price.low, price.likely, price.high) == pytest.approx((103 * one, (30 + 50 + 1 + 500) * one, 1161 * one))
 
 
 # ---- survey ----

@@ -13,8 +13,9 @@ from shapely import box
 from tasks.grid import tiles_of_grid
 from tasks.ledger import TileRecord, TileState
 from tasks.report import (
-    PlanReport,
+    Plan,
     SummaryReport,
+    TilePlan,
     publish_plan,
     publish_summary,
     publish_tiles,
@@ -30,14 +31,15 @@ RECORDS = [TileRecord(tile, TileState.LABELLED) for tile in tiles_of_grid(box(14
 def test_artifacts_can_be_found_by_the_key_of_area_and_subject() -> None:
     @flow
     def run() -> None:
-        publish_plan("area-2019", PlanReport("Area", RECORDS, TileState.LABELLED, [], ["B02"], (1, 2, 3)))
+        publish_plan("area-2019", Plan("Area", TileState.LABELLED, [], ["B02"], tuple(map(TilePlan, RECORDS))))
         publish_tiles("area-2019", "Area", RECORDS, status_map(RECORDS, None, "Area"))
         publish_summary("area-2019", SummaryReport("Area", RECORDS, TileState.LABELLED, "Nothing was bought.", 1, {}))
 
     run()
-    found = {what: Artifact.get(f"area-2019-{what}") for what in ("plan", "map", "tiles", "summary")}
+    found = {what: Artifact.get(f"area-2019-{what}") for what in ("plan", "plan-tiles", "map", "tiles", "summary")}
     assert {what: artifact and artifact.type for what, artifact in found.items()} == {
         "plan": "markdown",
+        "plan-tiles": "table",
         "map": "markdown",
         "tiles": "table",
         "summary": "markdown",

@@ -1,6 +1,5 @@
 import base64
 import re
-from datetime import date, timedelta
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,10 +8,8 @@ from shapely import box
 from tasks.grid import tiles_of_grid
 from tasks.ledger import TileRecord, TileState
 from tasks.report import (
-    PlanReport,
     SummaryReport,
     artifact_key,
-    plan_markdown,
     summary_markdown,
     tile_rows,
     tiles_markdown,
@@ -30,11 +27,6 @@ def records() -> list[TileRecord]:
         TileRecord(TILES[-1], TileState.FAILED, f"{TILES[-1].name}/B04.tif is <b>missing</b> | gone", 2),
         TileRecord(TILES[5], TileState.CONVERTED),
     ]
-
-
-def plan(goal: TileState = TileState.LABELLED) -> PlanReport:
-    dates = [date(2019, 1, 1) + timedelta(15 * step) for step in range(25)]
-    return PlanReport("Dolomites · 2019", records(), goal, dates, ["B02", "B03", "CLM"], (1000.4, 12345.6, 20000))
 
 
 def summary() -> SummaryReport:
@@ -64,22 +56,6 @@ def test_every_row_has_the_same_keys_and_text_with_units() -> None:
     assert labelled["pixels"] == "500 x 500"
 
 
-def test_the_plan_tells_actions_zones_dates_bands_and_price() -> None:
-    text = plan_markdown(plan())
-    assert "| redo | 2 |" in text
-    assert "| new | 1 |" in text
-    assert "| continue | 1 |" in text
-    assert "| skip | 2 |" in text
-    assert re.search(r"\| EPSG:32632 \| \d \| [\d,]+,000 \|", text)
-    assert "25, from 2019-01-01 to 2019-12-27, every 15 days" in text
-    assert "3 (B02, B03, CLM)" in text
-    assert "about 12,346 PU (1,000 to 20,000 PU)" in text
-
-
-def test_without_a_reference_a_converted_tile_is_complete() -> None:
-    assert "| skip | 3 |" in plan_markdown(plan(TileState.CONVERTED))
-
-
 def test_the_summary_groups_equal_reasons_whatever_the_tile() -> None:
     text = summary_markdown(summary())
     assert "**2 of 6 tiles are complete (33%)** after 1 h 2 min." in text
@@ -87,7 +63,6 @@ def test_the_summary_groups_equal_reasons_whatever_the_tile() -> None:
         rf"\| …/B04.tif is &lt;b>missing&lt;/b> \\\| gone \| 2 \| {TILES[3].name}, {TILES[-1].name} \|", text
     )
     assert "- **EOPatches**: `s3://bucket/eopatches`" in text
-    assert "- **Price**: 3.25 PU for 2 tiles" in text
 
 
 def test_many_tiles_with_one_reason_are_counted_and_not_all_named() -> None:
@@ -101,18 +76,13 @@ def test_the_summary_says_what_the_run_did() -> None:
     assert "after 1 h 2 min. Bought &lt;much>." in summary_markdown(summary())
 
 
-def test_a_plan_without_anything_to_buy_says_so() -> None:
-    nothing = PlanReport("x", records(), TileState.LABELLED, [], ["B04"], (0, 0, 0))
-    assert "nothing to buy, all EOPatches exist" in plan_markdown(nothing)
-
-
 def test_no_text_shows_python_or_json() -> None:
-    for text in (plan_markdown(plan()), summary_markdown(summary()), tiles_markdown("x", records(), b"png")):
+    for text in (summary_markdown(summary()), tiles_markdown("x", records(), b"png")):
         assert not re.search(r"[{}\[\]]|None|TileState|datetime", text.replace("![", "").replace("](data:", ""))
 
 
 def test_every_line_of_a_table_has_as_many_cells_as_its_header() -> None:
-    for text in (plan_markdown(plan()), summary_markdown(summary())):
+    for text in (summary_markdown(summary()),):
         for table in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
             cells = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
             assert len(cells) == 1
