@@ -90,9 +90,9 @@ class Ownership:
             if moment is None:
                 return job
             if min(moment - datetime.now(UTC), RESTART) > timedelta(minutes=self._run.patience_minutes):
-                raise NotYet(f"{_stopped_text(job, moment)} Run again then; what was delivered is kept.")
+                raise NotYet(f"{_too_early_text(job, moment)} Run again then; what was delivered is kept.")
             if not told:
-                told = f"{_stopped_text(job, moment)} Waiting."
+                told = f"{_too_early_text(job, moment)} Waiting."
                 tell(STAGE, note=told)
             time.sleep(pause)
             pause = min(pause * PAUSE_FACTOR, LONGEST_PAUSE_SECONDS)
@@ -148,7 +148,7 @@ class Ownership:
     def _stop(self, job: Job) -> str:
         with _undisturbed():
             try:
-                return _ended_text(stop_job(connect(self._service, timeout_seconds=STOP_ANSWER_SECONDS), job))
+                return stopped_text(stop_job(connect(self._service, timeout_seconds=STOP_ANSWER_SECONDS), job))
             except EopatchFlowError as error:
                 return (
                     f"Whether request {job.id} was stopped is not known ({error}). Look at it in the service's "
@@ -203,7 +203,7 @@ def stop_what_was_left(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any
     with held(files, path, lease, wait_seconds=LEASE_SECONDS + 10, tell=logger.warning) as holding:
         if holding.lease.request_id:
             client = connect(parameters.service)
-            logger.warning(_ended_text(stop_job(client, Job(holding.lease.request_id, "PROCESSING"))))
+            logger.warning(stopped_text(stop_job(client, Job(holding.lease.request_id, "PROCESSING"))))
 
 
 def folder_of(parameters: LandCover, day: date) -> str:
@@ -215,12 +215,12 @@ def _tell(text: str) -> None:
     tell(STAGE, note=text)
 
 
-def _stopped_text(job: Job, moment: datetime) -> str:
+def _too_early_text(job: Job, moment: datetime) -> str:
     state = "was stopped" if job.ended else "was told to stop"
     return f"Request {job.id} {state} at {job.acted_at:%H:%M} UTC; it can be started again from {moment:%H:%M} UTC."
 
 
-def _ended_text(job: Job) -> str:
+def stopped_text(job: Job) -> str:
     """Say how a request was ended, and how to go on."""
     cost = f" after {job.cost_pu:,.1f} PU" if job.cost_pu else ""
     moment = restartable_from(job)
