@@ -18,7 +18,7 @@ from pyogrio.errors import DataLayerError, DataSourceError
 from shapely.geometry.base import BaseGeometry
 
 from flows.parameters import LandCover, today
-from tasks.batch import Work, check_access, check_delivery, find_job, process_request, upload_geopackage
+from tasks.batch import Work, check_access, check_delivery, process_request, upload_geopackage
 from tasks.conversion import (
     FeatureMapping,
     Provenance,
@@ -27,12 +27,11 @@ from tasks.conversion import (
     is_converted,
     land_cover_mapping,
 )
-from tasks.errors import EopatchFlowError, InvalidInput, ServiceError
+from tasks.errors import EopatchFlowError, InvalidInput
 from tasks.evalscript import Imagery, Script, load_script, output_dates
 from tasks.grid import Tile
 from tasks.ledger import TileRecord, TileState, fingerprint, read_ledger
 from tasks.plan import (
-    Price,
     Tiling,
     TimeRange,
     area_geometry,
@@ -40,12 +39,12 @@ from tasks.plan import (
     checked_tiling,
     geopackage_bytes,
     plan_tiles,
-    provisional_price,
     slug,
     survey,
 )
+from tasks.pricing import has_floats, priced_bands, tile_price_pu
 from tasks.reference import PreparedReference, ReferenceSource, check_reference, is_labelled, prepare_reference
-from tasks.service import Service, connect
+from tasks.service import Service
 from tasks.storage import Storage, check_writable, open_filesystem, s3_keys
 
 T = TypeVar("T")
@@ -85,6 +84,11 @@ class Order:
         return f"{self.parameters.area.name}, {self.period.start} to {self.period.end}"
 
     @property
+    def goal(self) -> TileState:
+        """The state in which a tile is complete."""
+        return TileState.CONVERTED if self.reference is None else TileState.LABELLED
+
+    @property
     def folder(self) -> str:
         """Where the results go: a local folder or an S3 prefix."""
         return f"{self.parameters.storage.destination}/{self.slug}"
@@ -102,17 +106,13 @@ class Order:
         """Identity of what is delivered and what is made of it; the ledger keeps it for tiles without data."""
         return fingerprint([self.work.fingerprint, self.mapping.sha256])
 
-    def price_of(self, records: Iterable[TileRecord]) -> Price:
-        """Provisional price of what is missing: of the whole request, which cannot be bought in part, or nothing."""
-        missing = any(record.state is TileState.PENDING for record in records)
-        return self.price(self.tiles if missing else ())
-
-    def price(self, tiles: tuple[Tile, ...]) -> Price:
-        """Provisional price of ``tiles``."""
-        bands = len([band for band in self.script.input_bands if band != "dataMask"])
-        floats = any(sample_type == "FLOAT32" for _, _, sample_type in self.script.outputs)
-        simple = self.script.mosaicking == "SIMPLE"
-        return provisional_price(tiles, self.period, max(bands, 1), float_output=floats, one_sample=simple)
+    def billed(self, record: TileRecord, samples: int | None) -> TileRecord:
+        """Put a processed tile's samples into its record, and its bill by the published rule."""
+        if samples is None:
+            return record
+        floats, pixels = has_floats(self.script), record.tile.width * record.tile.height
+        price = tile_price_pu(pixels, priced_bands(self.script.input_bands), samples, float_output=floats)
+        return replace(record, samples=samples, price_pu=price)
 
 
 class Problems:
@@ -219,15 +219,19 @@ def survey_order(order: Order) -> list[TileRecord]:
     files, _ = open_filesystem(order.folder, order.parameters.storage)
     file_format = order.parameters.patches.file_format
     provenance = order.provenance(request_id="")
+    samples: dict[str, int | None] = {}
 
     def converted(tile: Tile) -> bool:
-        return bool(is_converted(files, _path(order, tile), tile.name, order.mapping, file_format, provenance))
+        verdict = is_converted(files, _path(order, tile), tile.name, order.mapping, file_format, provenance)
+        samples[tile.name] = verdict.marker.get("samples")
+        return bool(verdict)
 
     def labelled(tile: Tile) -> bool:
         return order.reference is None or bool(is_labelled(files, _path(order, tile), order.reference, file_format))
 
     empty = {} if order.parameters.patches.keep_empty else _known_empty(order)
-    records = survey([tile for tile in order.tiles if tile.name not in empty], converted, labelled)
+    found = survey([tile for tile in order.tiles if tile.name not in empty], converted, labelled)
+    records = [order.billed(record, samples[record.tile.name]) for record in found]
     return sorted([*records, *empty.values()], key=lambda record: record.tile.name)
 
 
@@ -243,20 +247,6 @@ def earlier_records(order: Order) -> dict[str, TileRecord]:
             return {}
         except (DataSourceError, DataLayerError, KeyError):  # damaged: it is written anew from the data
             return {}
-
-
-def ordered_already(order: Order, records: Iterable[TileRecord]) -> str:
-    """Say in a sentence whether a run would buy: not when nothing is missing, or the service has the request."""
-    parameters = order.parameters
-    if all(record.state is not TileState.PENDING for record in records):
-        return "Nothing is missing: a run would buy nothing."
-    try:
-        job = find_job(connect(parameters.service), order.work, parameters.storage)
-    except ServiceError as error:
-        return f"Whether a request for this exists is not known: {error}"
-    if job is None:
-        return f"No request for this exists at {parameters.service.base_url}: a run would create one."
-    return f"Request {job.id} for this exists ({job.status}, {job.cost_pu:,.1f} PU): a run would not buy it again."
 
 
 def deliver_tiles_file(order: Order) -> None:
