@@ -57,17 +57,17 @@ def land_cover(  # noqa: PLR0913, PLR0917 - each is one part of the form that a 
     converted to an EOPatch and gets its land-cover labels while the job goes on.
 
     Args:
-        area: where.
-        period: when, and how far the output dates are apart.
-        imagery: collection, cloud mask, bands and indices, or an evalscript of your own.
-        tiling: tiling grid and resolution, or a GeoPackage with tiles of your own.
-        reference: land-cover polygons; empty for none.
-        service: which Sentinel Hub, and as whom.
-        storage: where Batch delivers, and where the EOPatches go.
-        features: which features are made of which outputs; empty for the usual ones.
-        patches: how EOPatches are stored.
-        limits: what may be spent, and what counts as success.
-        run: pace, patience and pictures.
+        area: Where.
+        period: When, and how far the output dates are apart.
+        imagery: Collection, cloud mask, bands and indices, or an evalscript of your own.
+        tiling: Tiling grid and resolution, or a GeoPackage with tiles of your own.
+        reference: Land-cover polygons; empty for none.
+        service: Which Sentinel Hub, and as whom.
+        storage: Where Batch delivers, and where the EOPatches go.
+        features: Which features are made of which outputs; empty for the usual ones.
+        patches: How EOPatches are stored.
+        limits: What may be spent, and what counts as success.
+        run: Pace, patience and pictures.
     """
     begin = time.monotonic()
     parameters = LandCover(

@@ -165,6 +165,6 @@ def parse_config(content: Any, source: str) -> LandCover:
 def _problem(error: Any) -> str:
     place = ".".join(str(part) for part in error["loc"])
     text = error["msg"].removeprefix("Value error, ")
-    shown = error["type"] != "extra_forbidden" and not isinstance(error["input"], dict)  # it may be a misplaced secret
-    came = f" (came: {error['input']!r})" if shown else ""
+    hidden = error["type"] == "extra_forbidden" or isinstance(error["input"], dict) or "@" in str(error["input"])
+    came = "" if hidden else f" (came: {error['input']!r})"  # a misplaced secret is not repeated
     return f"{place}: {text}{came}"

@@ -137,13 +137,14 @@ class Service(FormModel):
         title="Service URL",
         description="Sentinel Hub's base URL. The default is the stand-in that 'eopatch-flow localhub' serves.",
         examples=["https://services.sentinel-hub.com", "https://sh.dataspace.copernicus.eu"],
-        pattern=r"^https?://[^/]+.*$",
+        pattern=r"^https?://[^/@]+(/.*)?$",  # no name and password: they are in a block, or in the environment
     )
     token_url: str | None = Field(
         default=None,
         title="Token URL",
         description="Where OAuth tokens are given; empty for the known deployments and localhub.",
         examples=[TOKEN_URLS["sh.dataspace.copernicus.eu"]],
+        pattern=r"^https?://[^/@]+(/.*)?$",
     )
     credentials_block: str | None = Field(
         default=None,

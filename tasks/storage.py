@@ -67,7 +67,7 @@ class Storage(FormModel):
         title="S3 endpoint",
         description="URL of the S3 server; empty for AWS. The default is the one that localhub starts.",
         examples=["https://s3.example.org"],
-        pattern=r"^(https?://[^/]+.*)?$",
+        pattern=r"^(https?://[^/@]+(/.*)?)?$",  # no name and password
     )
     region: str | None = Field(
         default=None, title="S3 region", description="The bucket's region.", examples=["eu-central-1"]

@@ -88,6 +88,22 @@ def test_a_secret_that_was_put_into_the_file_is_refused_and_not_repeated() -> No
     assert "hush-hush" not in text
 
 
+def test_a_password_in_an_address_is_refused_and_not_repeated() -> None:
+    text = "\n".join(
+        problems(
+            {
+                "service": {
+                    "base_url": "https://me:hush-hush@hub.example.org",
+                    "token_url": "https://a:hush-hush@b.org/t",
+                },
+                "storage": {"endpoint_url": "http://me:hush-hush@127.0.0.1:8333"},
+            }
+        )
+    )
+    assert all(place in text for place in ("service.base_url", "service.token_url", "storage.endpoint_url"))
+    assert "hush-hush" not in text
+
+
 @pytest.mark.parametrize("content", [[], "text", 5, False])
 def test_a_configuration_that_is_no_mapping_is_refused(content: object) -> None:
     assert problems(content) == ["The configuration run.yaml must be a mapping with keys such as 'area' and 'period'."]

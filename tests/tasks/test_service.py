@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
 from localhub.server import LocalHub
 from tasks import service as module
@@ -80,12 +80,19 @@ def test_an_unknown_deployment_needs_a_token_url() -> None:
         ("https://services.sentinel-hub.com", "http://services.sentinel-hub.com/token"),
         ("http://127.0.0.1:8484", "http://a.example.org/token"),
         ("http://a.example.org", "http://127.0.0.1/token"),
-        ("http://127.0.0.1@a.example.org", "https://a.example.org/token"),
     ],
 )
 def test_credentials_go_over_https_to_any_other_machine(base: str, token: str | None) -> None:
     with pytest.raises(InvalidInput, match="would carry credentials in the clear; use https"):
         token_url(Service(base_url=base, token_url=token))
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1@a.example.org", "https://me:hush-hush@a.example.org/token"])
+def test_an_address_has_no_name_and_password(url: str) -> None:
+    for name in ("base_url", "token_url"):
+        with pytest.raises(ValidationError, match=name) as caught:
+            Service.model_validate({name: url})
+        assert "hush-hush" not in str(caught.value)
 
 
 def test_another_machine_needs_credentials() -> None:
