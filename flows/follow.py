@@ -3,9 +3,10 @@
 The flow sleeps between two looks at the job; no task does. Tiles in flight are bounded, whatever the number of tiles.
 """
 
+import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from queue import Empty, SimpleQueue
 from types import TracebackType
@@ -17,6 +18,7 @@ from prefect.futures import PrefectFuture
 
 from flows.order import Order
 from flows.progress import tell
+from flows.spending import Spending
 from tasks.conversion import ConversionRecord, TileFiles, convert
 from tasks.errors import EopatchFlowError, Unavailable
 from tasks.evalscript import USERDATA
@@ -24,7 +26,7 @@ from tasks.grid import Tile
 from tasks.ledger import TileRecord, TileState
 from tasks.reference import LabelRecord, PreparedReference, rasterise_reference
 from tasks.service import Job
-from tasks.tiles import Manifest, Snapshot, TileStatus, poll, poll_seconds
+from tasks.tiles import Manifest, Snapshot, TileStatus, is_current, merged, poll, poll_seconds
 
 PROCESSING, CONVERSION, LABELLING = "Process", "Convert", "Label"
 """Names of the stages that a person watches."""
@@ -217,7 +219,7 @@ class Pipeline:
             tell(stage, self._done[stage], self._total[stage])
 
 
-def follow(pipeline: Pipeline, job: Job, manifest: Manifest, check: Callable[[], None]) -> Job:
+def follow(pipeline: Pipeline, job: Job, manifest: Manifest, check: Callable[[], None], paid_pu: float = 0.0) -> Job:
     """Hand over each tile to the pipeline once it is delivered, until all tiles have an end; the job's last state.
 
     Args:
@@ -225,43 +227,115 @@ def follow(pipeline: Pipeline, job: Job, manifest: Manifest, check: Callable[[],
         job: as it was started.
         manifest: its tiles and files.
         check: raises when the run has to end, and is called at each look at the job.
+        paid_pu: what earlier requests for the same work have cost, processing units.
 
     Raises:
         Unavailable: the service has not answered for ``run.patience_minutes``; the job goes on without us.
+        BudgetExceeded: the job costs more than ``limits.max_pu`` allows, or will have before the next look.
     """
-    run, service = pipeline.order.parameters.run, pipeline.order.parameters.service
-    patience = run.patience_minutes * 60
     pipeline.request_id = job.id
     pipeline.adopt(manifest)
-    begin = progressed = time.monotonic()
-    told = ""
+    watch = Watch(pipeline, job, manifest, paid_pu)
     while True:
         check()
-        snapshot: Snapshot = poll(pipeline.order.parameters.storage, service, job)
-        now, job = time.monotonic(), snapshot.job
-        settled = settle(pipeline, snapshot, manifest)
-        if settled or not (snapshot.problem or job.ended):
-            progressed = now
-        open_tiles = pipeline.pending
-        told = _tell(job, len(manifest.tiles), len(open_tiles), snapshot.problem, told)
-        if not open_tiles:
-            return job
-        if job.status in {"FAILED", "STOPPED"} or (job.ended and now - progressed > patience):
-            _give_up(pipeline, open_tiles, job)
-            return job
-        if now - progressed > patience:
+        pause = watch.look()
+        if watch.over:
+            return watch.job
+        pipeline.work_until(time.monotonic() + pause)
+
+
+class Watch:
+    """What is known of a job and its tiles, look after look.
+
+    Args:
+        pipeline: takes what has been delivered.
+        job: as it was started.
+        manifest: its tiles and files.
+        paid_pu: what earlier requests for the same work have cost, processing units.
+    """
+
+    def __init__(self, pipeline: Pipeline, job: Job, manifest: Manifest, paid_pu: float = 0.0) -> None:
+        self.job = job
+        self.over = False
+        self._pipeline = pipeline
+        self._manifest = manifest
+        self._names = {tile.name for tile in manifest.tiles}
+        self._tiles: dict[str, TileStatus] = {}
+        self._spending = Spending(paid_pu)
+        self._jitter = random.Random(job.id)  # noqa: S311 - spreads polls, and is the same each time
+        self._begin = self._answered = self._moved = time.monotonic()
+        self._failures = 0
+        self._told = ""
+
+    def look(self) -> float:
+        """Ask once, hand over what has come, and give the seconds to the next look; errors as in :func:`follow`."""
+        order = self._pipeline.order
+        snapshot: Snapshot = poll(order.parameters.storage, order.parameters.service, self.job)
+        now = time.monotonic()
+        self._note(snapshot, now)
+        open_tiles = self._pipeline.pending
+        self._tell(len(open_tiles), snapshot.problem, now)
+        self._failures = self._failures + 1 if snapshot.problem else 0
+        pause = poll_seconds(
+            now - self._begin,
+            order.parameters.run.poll_seconds,
+            failures=self._failures,
+            retry_after=snapshot.retry_after_seconds,
+            jitter=self._jitter.random(),
+        )
+        self.over = not open_tiles
+        if open_tiles:
+            self._judge(open_tiles, snapshot.problem, now)
+        if not self.over:
+            self._spending.check(self.job, now, pause, order.parameters.limits)
+        return pause
+
+    def _note(self, snapshot: Snapshot, now: float) -> None:
+        """Keep what a snapshot tells: a copy of the database that has other tiles is another request's."""
+        settled, percent = 0, self.job.percent
+        self.job = snapshot.job
+        if snapshot.tiles.keys() <= self._names:
+            self._tiles = merged(self._tiles, snapshot.tiles)
+            settled = settle(self._pipeline, self._tiles, self._manifest)
+        if settled or not (snapshot.problem or self.job.ended):
+            self._answered = now
+        if settled or self.job.percent != percent:
+            self._moved = now
+
+    def _judge(self, open_tiles: list[Tile], problem: str, now: float) -> None:
+        """End the watch when nothing more will come, or nobody answers."""
+        minutes = self._pipeline.order.parameters.run.patience_minutes
+        is_late = now - self._answered > minutes * 60
+        complete = is_current(self.job, self._tiles, len(self._names))
+        if (self.job.status in {"FAILED", "STOPPED"} and complete and not problem) or (self.job.ended and is_late):
+            _give_up(self._pipeline, open_tiles, self.job)
+            self.over = True
+        elif is_late:
             raise Unavailable(
-                f"No answer for {run.patience_minutes:g} minutes ({snapshot.problem}). Request {job.id} goes on; run "
-                "again to take it up."
+                f"No answer for {minutes:g} minutes ({problem}). Request {self.job.id} goes on; run again to take "
+                "it up."
             )
-        pipeline.work_until(now + poll_seconds(now - begin, run.poll_seconds))
+
+    def _tell(self, open_tiles: int, problem: str, now: float) -> None:
+        """Tell how far the job is; the note is not told again while it stays the same."""
+        total = len(self._names)
+        cost = f", {self.job.cost_pu:,.0f} PU so far" if self.job.cost_pu else ""
+        note = problem or f"{self.job.status}{cost}{self._standstill(now)}"
+        tell(PROCESSING, total - open_tiles, total, "" if note == self._told else note)
+        self._told = note
+
+    def _standstill(self, now: float) -> str:
+        """Say that a job has not come any further for longer than patience allows; once for each such time."""
+        minutes = self._pipeline.order.parameters.run.patience_minutes
+        times = 0 if self.job.ended else int((now - self._moved) / 60 / minutes)
+        return f", no progress for {times * minutes:g} minutes" if times else ""
 
 
-def settle(pipeline: Pipeline, snapshot: Snapshot, manifest: Manifest) -> int:
+def settle(pipeline: Pipeline, tiles: Mapping[str, TileStatus], manifest: Manifest) -> int:
     """Offer what has been delivered, record what has no data or failed; the number of tiles that moved on."""
     moved = 0
     for tile in pipeline.pending:
-        status = snapshot.tiles.get(tile.name)
+        status = tiles.get(tile.name)
         if status is not None and _settle_tile(pipeline, tile, status, manifest):
             moved += 1
     return moved
@@ -290,11 +364,3 @@ def _give_up(pipeline: Pipeline, tiles: list[Tile], job: Job) -> None:
     reason = f"Request {job.id} ended {job.status}{f' ({job.reason})' if job.reason else ''} without delivering it"
     for tile in tiles:
         pipeline.close(tile, TileState.FAILED, reason)
-
-
-def _tell(job: Job, total: int, open_tiles: int, problem: str, told: str) -> str:
-    """Tell how far the job is; the note, which is not ``told`` again while it stays the same."""
-    cost = f", {job.cost_pu:,.0f} PU so far" if job.cost_pu else ""
-    note = problem or f"{job.status}{cost}"
-    tell(PROCESSING, total - open_tiles, total, "" if note == told else note)
-    return note

@@ -24,7 +24,7 @@ from shapely.geometry.base import BaseGeometry
 from tasks.errors import AccessDenied, BudgetExceeded, InvalidInput, JobFailed, NotYet, ServiceError, Unavailable
 from tasks.evalscript import USERDATA, Script
 from tasks.form import FormModel
-from tasks.service import Job, Service, call, connect, get_job, job_of
+from tasks.service import RETRY_AFTER_SECONDS, Job, Service, call, connect, get_job, job_of
 from tasks.storage import Storage, open_filesystem, s3_keys, service_files, session_token
 
 CRS84 = "http://www.opengis.net/def/crs/OGC/1.3/CRS84"
@@ -390,15 +390,20 @@ def _act(client: BatchProcessClient, action: Callable[[str], object], job: Job) 
 
 
 def _until_accepted(ask: Callable[[], T]) -> T:
-    """Ask again while the service says that it did nothing (404 of a new request, 429), for as long as it may lag."""
-    deadline = time.monotonic() + LIST_LAG_SECONDS
+    """Ask again while the service says that it did nothing (404 of a new request, 429), for as long as it may lag.
+
+    A service that says when to ask again is asked then, for longer.
+    """
+    begin = time.monotonic()
     while True:
         try:
             return ask()
-        except NotYet:
-            if time.monotonic() + REPEAT_SECONDS > deadline:
+        except NotYet as error:
+            pause = max(REPEAT_SECONDS, error.retry_after_seconds)
+            patience = RETRY_AFTER_SECONDS if error.retry_after_seconds else LIST_LAG_SECONDS
+            if time.monotonic() + pause > begin + patience:
                 raise
-        time.sleep(REPEAT_SECONDS)
+        time.sleep(pause)
 
 
 def _look(client: BatchProcessClient, job: Job) -> Job | None:

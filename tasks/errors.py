@@ -41,7 +41,16 @@ class AccessDenied(ServiceError):
 
 
 class Unavailable(ServiceError):
-    """The service could not answer now; the same question may be asked again."""
+    """The service could not answer now; the same question may be asked again.
+
+    Args:
+        text: what came.
+        retry_after_seconds: how long the service asks to be left alone; 0 where it says nothing.
+    """
+
+    def __init__(self, text: str, retry_after_seconds: float = 0.0) -> None:
+        super().__init__(text)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class NotYet(Unavailable):

@@ -5,11 +5,12 @@ renews a token that was refused. Here each call is made once and within a bound:
 again.
 """
 
+import math
 import os
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -32,8 +33,6 @@ from sentinelhub.download.models import DownloadRequest
 from sentinelhub.exceptions import (
     DownloadFailedException,
     MissingDataInRequestException,
-    OutOfRequestsException,
-    SHRateLimitWarning,
 )
 
 from tasks.errors import AccessDenied, InvalidInput, NotYet, ServiceError, Unavailable
@@ -55,6 +54,9 @@ TOKEN_URLS = {
 
 TIMEOUT_SECONDS = 60.0
 """How long an answer may take, the token's too."""
+
+RETRY_AFTER_SECONDS = 600.0
+"""The longest time that the service's word on when to ask again is followed."""
 
 T = TypeVar("T")
 
@@ -111,6 +113,16 @@ class BoundedSession(SentinelHubSession):
                 timeout=TIMEOUT_SECONDS,
             )
         return NO_TOKEN | token  # one that does not say when it expires serves for one call
+
+
+class BoundedClient(SentinelHubDownloadClient):
+    """Makes each call once; 429 ends it as other refusals do, so that the answer says when to ask again."""
+
+    def _do_download(self, request: DownloadRequest) -> requests.Response:
+        response = super()._do_download(request)
+        if response.status_code == requests.codes.too_many_requests:
+            raise requests.HTTPError("429 Too Many Requests", response=response)
+        return response
 
 
 NO_TOKEN = {"access_token": "", "expires_at": 0.0}
@@ -186,7 +198,7 @@ def connect(service: Service, *, timeout_seconds: float = TIMEOUT_SECONDS) -> Ba
     config = _configured(service)
     config.download_timeout_seconds = timeout_seconds
     client = BatchProcessClient(config=config)
-    client.client.session = _session(config)
+    client.client = _client(config)
     return client
 
 
@@ -194,14 +206,13 @@ def connect_catalog(service: Service) -> SentinelHubCatalog:
     """A client of the Catalog API; as :func:`connect`."""
     config = _configured(service)
     catalog = SentinelHubCatalog(config=config)
-    catalog.client.session = _session(config)
+    catalog.client = _client(config)
     return catalog
 
 
 def connect_process(service: Service) -> SentinelHubDownloadClient:
     """A client for requests of the Process API; as :func:`connect`."""
-    config = _configured(service)
-    return SentinelHubDownloadClient(config=config, session=_session(config))
+    return _client(_configured(service))
 
 
 def call(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
@@ -257,11 +268,7 @@ DENIALS = {401: _TokenRefused, 403: AccessDenied}
 
 def _call_once(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SHRateLimitWarning)
-            return function(*args, **kwargs)
-    except OutOfRequestsException as error:
-        raise NotYet("Sentinel Hub answered 429: too many requests; ask again later.") from error
+        return function(*args, **kwargs)
     except DownloadFailedException as error:
         raise _translated(error.request_exception, str(error)) from error
     except requests.RequestException as error:
@@ -284,10 +291,33 @@ def _translated(cause: requests.RequestException | None, text: str) -> Exception
             f"Sentinel Hub denied access ({status}): {said}. Check the credentials and their rights."
         )
     if status in (requests.codes.not_found, requests.codes.too_many_requests):
-        return NotYet(f"Sentinel Hub answered {status}: {said}")
+        return NotYet(f"Sentinel Hub answered {status}: {said}", retry_after_seconds(response.headers))
     if status >= requests.codes.server_error:
-        return Unavailable(f"Sentinel Hub answered {status}: {said}")
+        return Unavailable(f"Sentinel Hub answered {status}: {said}", retry_after_seconds(response.headers))
     return ServiceError(f"Sentinel Hub answered {status}: {said}")
+
+
+def retry_after_seconds(headers: Mapping[str, str]) -> float:
+    """When to ask again, as an answer says; 0 where it does not, or cannot be understood, and never above the bound.
+
+    A number is in milliseconds (Sentinel Hub documentation, "Rate limiting"); what stands between the service and us
+    may send a date instead (RFC 9110, "Retry-After").
+    """
+    told = headers.get("Retry-After", "").strip()
+    try:
+        seconds = float(told) / 1000
+    except ValueError:
+        seconds = _seconds_until(told)
+    return min(max(seconds, 0.0), RETRY_AFTER_SECONDS) if math.isfinite(seconds) else 0.0
+
+
+def _seconds_until(date: str) -> float:
+    """Seconds from now to a date as HTTP has it; 0 for what is none."""
+    try:
+        moment = parsedate_to_datetime(date)
+    except ValueError:
+        return 0.0
+    return ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds()
 
 
 def _without_token(error: OAuth2Error) -> Exception:
@@ -322,6 +352,10 @@ def _configured(service: Service) -> SHConfig:
     if is_loopback(config.sh_token_url):
         os.environ["OAUTHLIB_INSECURE_TRANSPORT"] = "1"  # its client refuses http even to this very machine
     return config
+
+
+def _client(config: SHConfig) -> BoundedClient:
+    return BoundedClient(config=config, session=_session(config))
 
 
 def _session(config: SHConfig) -> BoundedSession:

@@ -5,6 +5,7 @@ Batch v2 has no endpoint for tiles. It writes ``featureManifest-<id>.gpkg`` when
 may be missing, stale or in the middle of being replaced: then nothing is known yet, which is no error.
 """
 
+import math
 import sqlite3
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -15,6 +16,7 @@ from pathlib import Path
 import geopandas as gpd
 import pyogrio
 from botocore.exceptions import BotoCoreError
+from fsspec import AbstractFileSystem
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
@@ -65,6 +67,11 @@ class TileStatus:
         """Whether the service found no scene for it."""
         return self.status == "DONE" and self.error == NO_DATA
 
+    @property
+    def rank(self) -> int:
+        """How far it has come; what has once come further never goes back."""
+        return 2 if self.ready or self.empty else int(self.status != "PENDING")
+
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
@@ -74,16 +81,45 @@ class Snapshot:
         job: the request.
         tiles: status by tile name; empty while nothing is known.
         problem: why something could not be asked now; empty when all was.
+        retry_after_seconds: how long the service asks to be left alone.
     """
 
     job: Job
     tiles: Mapping[str, TileStatus] = field(default_factory=dict)
     problem: str = ""
+    retry_after_seconds: float = 0.0
 
 
-def poll_seconds(elapsed_seconds: float, longest: float) -> float:
-    """When to ask again: after a tenth of the time waited so far, at least 2 s and at most ``longest``."""
-    return min(max(2.0, elapsed_seconds / 10), longest)
+def poll_seconds(
+    elapsed_seconds: float, longest: float, *, failures: int = 0, retry_after: float = 0.0, jitter: float = 0.0
+) -> float:
+    """When to ask again: after a tenth of the time waited so far, at least 2 s and at most ``longest``.
+
+    Args:
+        elapsed_seconds: time waited so far.
+        longest: bound of the pause, seconds.
+        failures: questions in a row without an answer; each doubles the pause.
+        retry_after: seconds before which the service does not want to be asked, whatever the bound.
+        jitter: 0 to 1; shortens the pause by up to a fifth, so that runs that began together drift apart.
+    """
+    pause = min(max(2.0, elapsed_seconds / 10) * 2.0 ** min(failures, 10), longest)
+    return max(pause * (1 - jitter / 5), retry_after)
+
+
+def merged(known: Mapping[str, TileStatus], copy: Mapping[str, TileStatus]) -> dict[str, TileStatus]:
+    """Add what a copy of the execution database tells to what is known; a tile never goes back."""
+    news = {name: status for name, status in copy.items() if name not in known or status.rank >= known[name].rank}
+    return {**known, **news}
+
+
+def is_current(job: Job, tiles: Mapping[str, TileStatus], total: int) -> bool:
+    """Tell whether the tiles' statuses are as new as the request's: as many have ended as its percentage says.
+
+    The percentage may be rounded to a whole number, so half of a per cent may be missing while it is below 100.
+    """
+    ended = sum(status.rank > 0 for status in tiles.values())
+    rounding = 0.0 if job.percent >= 100 else 0.5
+    return ended >= math.floor((job.percent - rounding) / 100 * total)
 
 
 def read_manifest(storage: Storage, request_id: str) -> Manifest:
@@ -105,17 +141,16 @@ def read_manifest(storage: Storage, request_id: str) -> Manifest:
 
 
 def read_statuses(storage: Storage, request_id: str) -> dict[str, TileStatus]:
-    """Give the status of each tile; empty when the database is missing or cannot be believed now."""
+    """Give the status of each tile; empty when no copy of the database is there, or can be believed now.
+
+    Copies at several of the documented places are read oldest first, and no tile goes back.
+    """
     name = f"execution-{request_id}.sqlite"
-    with tempfile.TemporaryDirectory() as folder:
-        local = Path(folder) / name
-        if not _download(storage, request_id, name, local):
-            return {}
-        try:
-            with closing(sqlite3.connect(f"{local.as_uri()}?mode=ro&immutable=1", uri=True)) as database:
-                return _rows(database, local.stat().st_size)
-        except sqlite3.DatabaseError:  # caught in the middle of an upload; the next poll sees it whole
-            return {}
+    files, _ = open_filesystem(storage.tiles_url, storage)
+    tiles: dict[str, TileStatus] = {}
+    for path in _copies(files, service_files(storage.tiles_url, request_id, name)):
+        tiles = merged(tiles, _read_copy(files, path))
+    return tiles
 
 
 def take_snapshot(storage: Storage, service: Service, job: Job) -> Snapshot:
@@ -126,7 +161,9 @@ def take_snapshot(storage: Storage, service: Service, job: Job) -> Snapshot:
     try:
         job = replace(get_job(connect(service), job.id), found=job.found)
         return Snapshot(job, read_statuses(storage, job.id))
-    except (Unavailable, OSError, BotoCoreError) as error:
+    except Unavailable as error:
+        return Snapshot(job, problem=str(error), retry_after_seconds=error.retry_after_seconds)
+    except (OSError, BotoCoreError) as error:
         return Snapshot(job, problem=str(error) or repr(error))
 
 
@@ -140,6 +177,38 @@ def _manifest(layers: Iterable[gpd.GeoDataFrame]) -> Manifest:
             tiles[row.identifier] = Tile(row.identifier, epsg, bounds, int(row.width), int(row.height))
             paths.setdefault(row.identifier, {})[row.outputId] = row.path.removeprefix("s3://")
     return Manifest(tuple(tiles[name] for name in sorted(tiles)), paths)
+
+
+def _copies(files: AbstractFileSystem, places: Iterable[str]) -> list[str]:
+    """Paths of the files that exist, oldest first.
+
+    S3 answers 403 for what is not there to whoever may not list; it is raised only when nothing is found.
+    """
+    found: list[tuple[str, str]] = []
+    refusal: PermissionError | None = None
+    for path in places:
+        try:
+            info = files.info(path, refresh=True)
+        except FileNotFoundError:
+            continue
+        except PermissionError as error:
+            refusal = error
+            continue
+        found.append((str(info.get("LastModified", "")), path))
+    if refusal is not None and not found:
+        raise refusal
+    return [path for _, path in sorted(found)]
+
+
+def _read_copy(files: AbstractFileSystem, path: str) -> dict[str, TileStatus]:
+    with tempfile.TemporaryDirectory() as folder:
+        local = Path(folder) / "execution.sqlite"
+        try:
+            local.write_bytes(files.cat_file(path))
+            with closing(sqlite3.connect(f"{local.as_uri()}?mode=ro&immutable=1", uri=True)) as database:
+                return _rows(database, local.stat().st_size)
+        except (FileNotFoundError, sqlite3.DatabaseError):  # in the middle of an upload; the next poll sees it whole
+            return {}
 
 
 def _rows(database: sqlite3.Connection, size: int) -> dict[str, TileStatus]:

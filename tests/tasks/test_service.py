@@ -3,6 +3,8 @@
 import socket
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from tasks.service import (
     call,
     connect,
     get_job,
+    retry_after_seconds,
     token_url,
 )
 from tests.tasks.faulty_server import TOKEN, Fault, FaultyServer
@@ -45,6 +48,43 @@ def asked(server: FaultyServer, expected: type[Exception]) -> Exception:
 
 def error_body(message: str, **more: Any) -> dict[str, Any]:
     return {"error": {"status": 400, "reason": "Bad Request", "message": message, "code": "COMMON_BAD_PAYLOAD", **more}}
+
+
+# ---- when to ask again ----
+
+
+@pytest.mark.parametrize(
+    ("told", "seconds"),
+    [
+        ("1500", 1.5),
+        ("0", 0),
+        ("99999999", 600),
+        ("-5", 0),
+        ("nan", 0),
+        ("inf", 0),
+        ("soon", 0),
+        ("", 0),
+        (" 2500.0 ", 2.5),
+    ],
+)
+def test_a_number_in_retry_after_is_in_milliseconds_and_bounded(told: str, seconds: float) -> None:
+    assert retry_after_seconds({"Retry-After": told}) == seconds
+
+
+def test_a_date_in_retry_after_is_understood() -> None:
+    moment = datetime.now(UTC) + timedelta(seconds=100)
+    assert 98 < retry_after_seconds({"Retry-After": format_datetime(moment, usegmt=True)}) <= 100
+    assert retry_after_seconds({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
+    assert retry_after_seconds({"Retry-After": "Wed, 21 Oct 2099 07:28:00 -0000"}) == 600
+    assert retry_after_seconds({}) == 0
+
+
+@pytest.mark.parametrize(("status", "kind"), [(429, NotYet), (503, Unavailable)])
+def test_a_refusal_keeps_when_to_ask_again(status: int, kind: type[Unavailable]) -> None:
+    with FaultyServer(faults=(Fault("GET", JOB, status, error_body("Later"), {"Retry-After": "2500"}),)) as server:
+        error = asked(server, kind)
+    assert isinstance(error, Unavailable)
+    assert (str(error), error.retry_after_seconds) == (f"Sentinel Hub answered {status}: Later", 2.5)
 
 
 # ---- addresses and clients ----
@@ -248,6 +288,8 @@ def test_a_wrong_client_is_told_and_its_secret_not_shown(hub: LocalHub, monkeypa
 def test_a_token_that_is_refused_before_its_time_is_renewed(hub: LocalHub) -> None:
     with FaultyServer(hub.base_url) as server:
         client = connect(Service(base_url=server.base_url))
-        client.client.session._token = TOKEN | {"expires_at": time.time() + 3600}  # one of another key
+        session = client.client.session
+        assert isinstance(session, module.BoundedSession)
+        session._token = TOKEN | {"expires_at": time.time() + 3600}  # one of another key
         assert call(lambda: list(client.iter_tiling_grids()))  # one page, whatever other tests have created
         assert (server.count("GET", "/tilinggrids"), server.count("POST", "/token")) == (2, 1)

@@ -19,7 +19,7 @@ from tasks.evalscript import USERDATA, Script
 from tasks.grid import Tile, tiles_of_geopackage, tiles_of_grid
 from tasks.service import Job, Service, connect, get_job
 from tasks.storage import Storage, service_files
-from tasks.tiles import TileStatus, poll_seconds, read_manifest, read_statuses, take_snapshot
+from tasks.tiles import TileStatus, is_current, merged, poll_seconds, read_manifest, read_statuses, take_snapshot
 from tests.tasks.conftest import SUMMER
 from tests.tasks.faulty_server import Fault, FaultyServer
 
@@ -110,6 +110,39 @@ def test_a_database_without_its_table_or_of_garbage_tells_nothing(
     for content in ((tmp_path / "other.sqlite").read_bytes(), b"x" * 10_000):
         s3_files.pipe_file(places(storage, "execution-1.sqlite")[0], content)
         assert read_statuses(storage, "1") == {}
+
+
+def test_of_several_copies_the_newest_that_can_be_believed_counts_and_no_tile_goes_back(
+    storage: Storage, s3_files: s3fs.S3FileSystem, tmp_path: Path
+) -> None:
+    done, pending = ("a", "DONE", None, 1), ("a", "PENDING", None, 0)
+    late, delivered = ("b", "DONE", None, 0), ("b", "DONE", None, 1)
+    first, second, third = places(storage, "execution-1.sqlite")
+    s3_files.pipe_file(third, database(tmp_path, [done, late]))
+    s3_files.pipe_file(first, database(tmp_path, [pending, delivered]))
+    s3_files.pipe_file(second, database(tmp_path)[:5000])
+    assert read_statuses(storage, "1") == {"a": STATUSES["a"], "b": replace(STATUSES["a"])}
+
+
+def test_what_is_known_of_a_tile_is_never_taken_back() -> None:
+    pending, late, ready = STATUSES["d"], TileStatus("DONE", "", delivered=False), STATUSES["a"]
+    order = [pending, late, ready]
+    for place, known in enumerate(order):
+        for other, news in enumerate(order):
+            assert merged({"t": known}, {"t": news}) == {"t": order[max(place, other)]}
+    assert merged({"t": ready}, {}) == {"t": ready}
+    assert merged({}, {"t": pending}) == {"t": pending}
+
+
+@pytest.mark.parametrize(
+    ("percent", "ended", "expected"),
+    [(100, 4, True), (100, 3, False), (50, 2, True), (50, 1, True), (75, 1, False), (0, 0, True), (51, 2, True)],
+)
+def test_a_database_is_older_than_its_request_when_fewer_tiles_have_ended(
+    percent: float, ended: int, expected: bool
+) -> None:
+    tiles = {str(number): STATUSES["a" if number < ended else "d"] for number in range(4)}
+    assert is_current(Job("1", "STOPPED", percent=percent), tiles, 4) is expected
 
 
 # ---- manifest ----
@@ -230,3 +263,23 @@ def test_credentials_that_are_refused_are_raised(
 )
 def test_a_young_job_is_looked_at_more_often(elapsed: float, longest: float, expected: float) -> None:
     assert poll_seconds(elapsed, longest) == expected
+
+
+def test_pauses_double_while_nobody_answers_and_follow_the_services_word() -> None:
+    assert [poll_seconds(0, 60, failures=failures) for failures in range(7)] == [2, 4, 8, 16, 32, 60, 60]
+    assert poll_seconds(0, 60, failures=10_000) == 60
+    assert poll_seconds(0, 60, retry_after=30) == 30
+    assert poll_seconds(600, 60, retry_after=30) == 60
+    assert poll_seconds(0, 10, retry_after=500) == 500
+
+
+def test_runs_that_began_together_drift_apart() -> None:
+    assert poll_seconds(100, 60, jitter=1) == 8
+    assert poll_seconds(100, 60, jitter=0.5) == 9
+    assert poll_seconds(0, 60, retry_after=30, jitter=1) == 30
+
+
+def test_a_service_that_says_when_to_ask_again_is_heard(storage: Storage, service: Service, job: Job) -> None:
+    limit = Fault("GET", job.id, 429, {"status": 429}, {"Retry-After": "7500"})
+    with FaultyServer(service.base_url, (limit,)) as server:
+        assert take_snapshot(storage, Service(base_url=server.base_url), job).retry_after_seconds == 7.5
