@@ -55,7 +55,7 @@ def test_servers_that_are_not_running_are_told_without_a_traceback(tmp_path: Pat
     answer = call("plan", str(config))
     assert (answer.returncode, "Traceback" in answer.stderr) == (1, False)
     reference, delivery = answer.stderr.splitlines()
-    assert reference.startswith("eopatch-flow: Reference file s3://eopatch-flow/reference/sample.gpkg")
+    assert reference.startswith("eopatch-flow: reference: Reference file s3://eopatch-flow/reference/sample.gpkg")
     assert "Check endpoint and network" in delivery
 
 
