@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,9 @@ from tasks.batch import (
     create_job,
     find_job,
     find_or_create,
+    own_requests,
     process_request,
+    restartable_from,
     start_job,
     stop_job,
     upload_geopackage,
@@ -324,6 +327,43 @@ def test_a_stopped_request_is_started_again(client: BatchProcessClient, work: Wo
     assert (stopped.status, stopped.reason) == ("STOPPED", "USER_ACTION")
     assert start_job(client, analyse_job(client, stopped)).status != "STOPPED"
     wait_until(lambda: get_job(client, job.id).status == "DONE")
+
+
+STOPPED_AT = datetime(2026, 8, 1, 10, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("job", "moment"),
+    [
+        (Job("r1", "STOPPED", "USER_ACTION", action="STOP", acted_at=STOPPED_AT), STOPPED_AT + timedelta(minutes=30)),
+        (Job("r1", "PROCESSING", action="STOP", acted_at=STOPPED_AT), STOPPED_AT + timedelta(minutes=30)),
+        (Job("r1", "STOPPED", "OUT_OF_PU", action="START", acted_at=STOPPED_AT), None),
+        (Job("r1", "STOPPED", "USER_ACTION", action="STOP"), None),
+        (Job("r1", "PROCESSING", action="START", acted_at=STOPPED_AT), None),
+        (Job("r1", "DONE", action="STOP", acted_at=STOPPED_AT), None),
+    ],
+)
+def test_a_request_can_be_started_half_an_hour_after_its_user_stopped_it(job: Job, moment: datetime | None) -> None:
+    assert restartable_from(job) == moment
+
+
+def test_a_stop_whose_answer_got_lost_is_sent_again(
+    hub: LocalHub, client: BatchProcessClient, work: Work, storage: Storage
+) -> None:
+    job = analyse_job(client, create_job(client, work, storage))
+    with FaultyServer(hub.base_url, (Fault("POST", "/stop", 502, executed=True),)) as server:
+        stopped = stop_job(connect(Service(base_url=server.base_url)), job)
+        assert (stopped.status, stopped.action, server.count("POST", "/stop")) == ("STOPPED", "STOP", 2)
+    assert stop_job(client, job).status == "STOPPED"
+
+
+def test_our_requests_are_known_by_their_description(client: BatchProcessClient, work: Work, storage: Storage) -> None:
+    ours = create_job(client, replace(work, name="An [odd] name", fingerprint="0123456789abcdef"), storage)
+    foreign = create_job(client, work, storage)
+    client.update_request(foreign.id, description="eopatch-flow by hand")
+    found = {request.job.id: request for request in own_requests(client)}
+    assert (found[ours.id].name, found[ours.id].fingerprint) == ("An [odd] name", "0123456789abcdef")
+    assert foreign.id not in found
 
 
 # ---- money, tiles ----
