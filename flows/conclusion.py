@@ -2,8 +2,8 @@
 
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from prefect import task, unmapped
@@ -11,23 +11,25 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
+from flows.events import emit
 from flows.follow import Pipeline
-from flows.order import Order, earlier_records
+from flows.history import with_history
+from flows.order import Order
 from flows.planning import with_estimates
 from flows.progress import tell
+from tasks.batch import settled_job
 from tasks.errors import TooFewTiles
 from tasks.grid import Tile
 from tasks.ledger import TileRecord, TileState, write_ledger
 from tasks.report import (
+    Board,
     Plan,
     SummaryReport,
-    publish_summary,
-    publish_tiles,
     quicklook_of,
     status_map,
     summary_markdown,
 )
-from tasks.service import Job
+from tasks.service import Job, connect
 from tasks.storage import Storage, open_filesystem
 
 REPORT = "Report"
@@ -66,13 +68,13 @@ def draw_quicklook(order: Order, tile: Tile, target: str) -> None:
     _write(target, quicklook_of(files, folder, tile.name, _features(order).get("BANDS", ())), storage)
 
 
-def draw_quicklooks(order: Order, pipeline: Pipeline) -> list[str]:
-    """Draw the first tiles that have an EOPatch; where all pictures are, those of earlier runs included.
+def draw_quicklooks(order: Order, pipeline: Pipeline) -> dict[str, str]:
+    """Draw the first tiles that have an EOPatch; where all pictures are, by tile, those of earlier runs included.
 
     A picture that cannot be drawn is told of, and costs only itself.
     """
     if order.reference is None and not {"BANDS", "NDVI"} & set(_features(order)):
-        return []
+        return {}
     wanted = pipeline.in_state(TileState.CONVERTED, TileState.LABELLED)[: order.parameters.run.quicklooks]
     targets = {tile.name: f"{order.folder}/report/quicklooks/{tile.name}.png" for tile in wanted}
     missing = [tile for tile in wanted if tile.name in pipeline.touched or not _exists(order, targets[tile.name])]
@@ -82,30 +84,32 @@ def draw_quicklooks(order: Order, pipeline: Pipeline) -> list[str]:
         if failure is not None:
             del targets[tile.name]
         tell(REPORT, number, len(missing), f"no picture of {tile.name}: {failure}" if failure is not None else "")
-    return list(targets.values())
+    return targets
 
 
-@task(task_run_name="conclude", cache_policy=NO_CACHE)
+@task(task_run_name="conclude {order.title}", cache_policy=NO_CACHE)
 def conclude(
     order: Order,
     pipeline: Pipeline,
     plan: Plan,
     job: Job | None,
-    pictures: Sequence[str],
+    pictures: Mapping[str, str],
+    board: Board,
     *,
     bought: bool,
     seconds: float,
 ) -> Summary:
     """Write ledger, status map and summary beside the data, and publish them as artifacts."""
     storage, title = order.parameters.storage, order.title
-    records = _with_history(order, pipeline, plan)
+    records = with_history(order, with_estimates(pipeline.records.values(), plan), pipeline.touched)
+    job = None if job is None else settled_job(connect(order.parameters.service), job)
     message = _message(records, job, bought=bought, converted=pipeline.converted, labelled=pipeline.labelled)
     places = {
         "EOPatches": f"{order.folder}/eopatches",
         "Tile status map": f"{order.folder}/report/tiles.png",
         "Ledger": f"{order.folder}/ledger.gpkg",
         "Summary": f"{order.folder}/report/summary.md",
-    } | ({"Quick-look": pictures[0]} if pictures else {})
+    } | ({"Quick-look": next(iter(pictures.values()))} if pictures else {})
     picture = status_map(records, order.area, title)
     report = SummaryReport(
         title=title,
@@ -115,12 +119,14 @@ def conclude(
         seconds=seconds,
         places=places,
         cost_pu=None if job is None else job.cost_pu,
+        endpoint_url=storage.endpoint_url or "",
     )
     _write(places["Tile status map"], picture, storage)
-    _write(places["Summary"], summary_markdown(report).encode(), storage)
+    beside = {name: f"quicklooks/{name}.png" for name in pictures}
+    _write(places["Summary"], summary_markdown(report, beside).encode(), storage)
     _write_ledger(places["Ledger"], records, storage)
-    publish_tiles(order.slug, title, records, picture)
-    publish_summary(order.slug, report)
+    board.tiles(title, records, picture)
+    board.summary(report, {name: _read(url, storage) for name, url in pictures.items()})
     return Summary(
         message=message,
         folder=order.folder,
@@ -137,6 +143,15 @@ def final_state(order: Order, summary: Summary) -> State[Summary]:
     """Decide how the run ends: Completed with the summary, or Failed when fewer tiles succeeded than was asked for."""
     succeeded = sum(_succeeded(record, order) for record in summary.records)
     if succeeded >= order.parameters.limits.min_success * len(summary.records):
+        emit(
+            order,
+            "done",
+            message=summary.message,
+            tiles=len(summary.records),
+            ready=sum(record.state in {TileState.CONVERTED, TileState.LABELLED} for record in summary.records),
+            request=summary.job.id if summary.job else None,
+            cost_pu=summary.job.cost_pu if summary.job else None,
+        )
         return Completed(message=summary.message, data=summary)
     text = f"{summary.message} limits.min_success asks for {order.parameters.limits.min_success:.0%} of the tiles."
     text += f" The reasons stand in {summary.places['Summary']}; run again to try what is missing."
@@ -171,23 +186,14 @@ def _exists(order: Order, url: str) -> bool:
     return bool(files.exists(path))
 
 
+def _read(url: str, storage: Storage) -> bytes:
+    files, path = open_filesystem(url, storage)
+    return bytes(files.cat_file(path))
+
+
 def _write(url: str, content: bytes, storage: Storage) -> None:
     files, path = open_filesystem(url, storage)
     files.pipe_file(path, content)
-
-
-def _with_history(order: Order, pipeline: Pipeline, plan: Plan) -> list[TileRecord]:
-    """Records by tile name; of tiles that this run did not touch, what the ledger of earlier runs tells."""
-    earlier, planned = earlier_records(order), with_estimates(pipeline.records.values(), plan)
-    records = [
-        earlier[record.tile.name]
-        if record.tile.name in earlier
-        and record.tile.name not in pipeline.touched
-        and earlier[record.tile.name].state is record.state
-        else record
-        for record in sorted(planned, key=lambda record: record.tile.name)
-    ]
-    return [replace(record, fingerprint=order.fingerprint) for record in records]
 
 
 def _write_ledger(url: str, records: Sequence[TileRecord], storage: Storage) -> None:

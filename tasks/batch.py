@@ -41,6 +41,8 @@ STOP_SECONDS = 15.0
 """How long a stop is tried: Prefect kills a cancelled run's process after 30 s."""
 REPEAT_SECONDS = 5.0
 LOOK_AGAIN_SECONDS = 1.0
+SETTLE_SECONDS = 30.0
+"""How long after its last tile a request may take to end."""
 
 T = TypeVar("T")
 
@@ -85,6 +87,13 @@ class Limits(FormModel):
         examples=[0.98],
         ge=0,
         le=1,
+    )
+    repair: bool = Field(
+        default=True,
+        title="Repair",
+        description="Order tiles that the service failed to deliver once more, in one request, if its price (100 PU at "
+        "least) and what has been paid are together within the cap.",
+        examples=[True],
     )
     buy_again: bool = Field(
         default=False,
@@ -368,6 +377,16 @@ def stop_job(client: BatchProcessClient, job: Job) -> Job:
         time.sleep(LOOK_AGAIN_SECONDS)
 
 
+def settled_job(client: BatchProcessClient, job: Job) -> Job:
+    """Give the request as it is when it has ended, because only then all of its costs are counted.
+
+    One that goes on for long, or is not answered for, is given as it was last seen.
+    """
+    if job.ended:
+        return _look(client, job) or job
+    return _wait_for(lambda: _over(client, job), SETTLE_SECONDS) or _look(client, job) or job
+
+
 def upload_geopackage(content: bytes, digest: str, storage: Storage) -> str:
     """Put the GeoPackage with tiles where the service can read it; its URL. The name is its content's hash."""
     url = f"{storage.tiles_url}/grids/{digest}.gpkg"
@@ -422,6 +441,11 @@ def _moved_on(client: BatchProcessClient, job: Job) -> Job | None:
 def _analysed(client: BatchProcessClient, job: Job) -> Job | None:
     now = _look(client, job)
     return now if now is not None and now.status not in {"CREATED", "ANALYSING"} else None
+
+
+def _over(client: BatchProcessClient, job: Job) -> Job | None:
+    now = _look(client, job)
+    return now if now is not None and now.ended else None
 
 
 def _listed(client: BatchProcessClient, work: Work, storage: Storage) -> Job | None:

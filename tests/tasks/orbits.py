@@ -46,12 +46,14 @@ def pixels() -> NDArray[np.uint16]:
 
 
 def write_archive(folder: Path) -> Path:
-    """Write the raster, and an item a scene."""
+    """Write the raster, a mask without any cloud, and an item a scene."""
     folder.mkdir()
     profile = {"driver": "GTiff", "width": PIXELS, "height": PIXELS, "count": 1, "dtype": "uint16", "nodata": 0}
     place = {"crs": f"EPSG:{EPSG}", "transform": from_origin(WEST, NORTH, RESOLUTION_M, RESOLUTION_M)}
     with rasterio.open(folder / "band.tif", "w", **profile, **place, tiled=True) as dataset:
         dataset.write(pixels(), 1)
+    with rasterio.open(folder / "clear.tif", "w", **profile | {"dtype": "uint8", "nodata": None}, **place) as dataset:
+        dataset.write(np.zeros((PIXELS, PIXELS), np.uint8), 1)
     for name, time, footprint, cloud_cover in SCENES:
         item = {
             "type": "Feature",
@@ -60,7 +62,7 @@ def write_archive(folder: Path) -> Path:
             "collection": "sentinel-2-l1c",
             "geometry": transform_geom(f"EPSG:{EPSG}", "EPSG:4326", mapping(footprint.segmentize(1000))),
             "properties": {"datetime": time, "eo:cloud_cover": cloud_cover},
-            "assets": {band: {"href": "./band.tif"} for band in BANDS},
+            "assets": {band: {"href": "./band.tif"} for band in BANDS} | {"CLM": {"href": "./clear.tif"}},
             "links": [],
         }
         (folder / f"{name}.json").write_text(json.dumps(item))
