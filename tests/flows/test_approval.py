@@ -178,6 +178,18 @@ def test_a_run_that_a_machine_has_created_is_unattended(kind: Any):
         assert situation_of(machine, terminal=True) == UNATTENDED
 
 
+def test_a_run_of_a_schedule_is_unattended(client: SyncPrefectClient, question: Question):
+    deployment = deployment_of(client, asking, {"question": as_json(question)})
+    client._client.post(f"/deployments/{deployment}/schedules", json=[{"schedule": {"interval": 3600}}])
+    client._client.post(f"/deployments/{deployment}/schedule", json={"max_runs": 2}).raise_for_status()
+    wanted = {"deployments": {"id": {"any_": [str(deployment)]}}}
+    runs = [
+        client.read_flow_run(UUID(run["id"])) for run in client._client.post("/flow_runs/filter", json=wanted).json()
+    ]
+    assert {situation_of(run, terminal=True) for run in runs} == {UNATTENDED}
+    client.delete_deployment(deployment)
+
+
 def test_a_run_within_another_flow_is_refused(prefect_server: None, question: Question):  # noqa: ARG001
     @flow
     def outer() -> None:
