@@ -103,7 +103,9 @@ def conclude(
     storage, title = order.parameters.storage, order.title
     records = with_history(order, with_estimates(pipeline.records.values(), plan), pipeline.touched)
     job = None if job is None else settled_job(connect(order.parameters.service), job)
-    message = _message(records, job, bought=bought, converted=pipeline.converted, labelled=pipeline.labelled)
+    message = _message(
+        records, job, pipeline.repairs, bought=bought, converted=pipeline.converted, labelled=pipeline.labelled
+    )
     places = {
         "EOPatches": f"{order.folder}/eopatches",
         "Tile status map": f"{order.folder}/report/tiles.png",
@@ -118,7 +120,7 @@ def conclude(
         message=message,
         seconds=seconds,
         places=places,
-        cost_pu=None if job is None else job.cost_pu,
+        cost_pu=None if job is None else sum(one.cost_pu for one in (job, *pipeline.repairs)),
         endpoint_url=storage.endpoint_url or "",
     )
     _write(places["Tile status map"], picture, storage)
@@ -162,7 +164,15 @@ def _succeeded(record: TileRecord, order: Order) -> bool:
     return record.state in {order.goal, TileState.LABELLED, TileState.NO_DATA}
 
 
-def _message(records: Sequence[TileRecord], job: Job | None, *, bought: bool, converted: int, labelled: int) -> str:
+def _message(
+    records: Sequence[TileRecord],
+    job: Job | None,
+    repairs: Sequence[Job],
+    *,
+    bought: bool,
+    converted: int,
+    labelled: int,
+) -> str:
     counts = Counter(record.state for record in records)
     failed = f", {counts[TileState.FAILED]} failed" if counts[TileState.FAILED] else ""
     empty = f", {counts[TileState.NO_DATA]} without data" if counts[TileState.NO_DATA] else ""
@@ -172,6 +182,7 @@ def _message(records: Sequence[TileRecord], job: Job | None, *, bought: bool, co
     else:
         paid = f"Request {job.id} {'was bought' if bought else 'existed already, nothing was bought'}"
         paid += f" ({job.cost_pu:,.1f} PU)"
+    paid += "".join(f", repaired by request {one.id} ({one.cost_pu:,.1f} PU)" for one in repairs)
     done = f"{converted} converted, {labelled} labelled"
     return f"{ready} of {len(records)} EOPatches are ready{empty}{failed}. {paid}; {done}."
 

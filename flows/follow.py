@@ -17,7 +17,7 @@ from prefect import unmapped
 from prefect.futures import PrefectFuture
 
 from flows.order import Order
-from flows.progress import tell
+from flows.progress import tell, tell_failure
 from flows.spending import Spending
 from tasks.conversion import ConversionRecord, TileFiles, convert
 from tasks.errors import EopatchFlowError, Unavailable
@@ -107,6 +107,8 @@ class Pipeline:
             self._count(CONVERSION)
         self._count(LABELLING)
         self.note(tile, state=state, reason=reason)
+        if state is TileState.FAILED:
+            tell_failure(tile.name, reason)
 
     def note(self, tile: Tile, **changes: Any) -> None:
         """Change the record of a tile."""

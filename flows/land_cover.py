@@ -14,6 +14,7 @@ from flows.order import deliver_tiles_file, prepared_reference, survey_destinati
 from flows.ownership import owned, stop_what_was_left
 from flows.parameters import SAMPLE_AREA, SAMPLE_PERIOD, SAMPLE_REFERENCE, LandCover, Run, today
 from flows.planning import plan_order
+from flows.watching import quieten, shown, tell_request
 from tasks.batch import Limits, analyse, find_or_create
 from tasks.conversion import FeatureMapping, PatchOptions
 from tasks.evalscript import Imagery
@@ -70,6 +71,7 @@ def land_cover(  # noqa: PLR0913, PLR0917 - each is one part of the form that a 
         run: Pace, patience and pictures.
     """
     begin = time.monotonic()
+    quieten()
     parameters = LandCover(
         area=area, period=period, imagery=imagery, tiling=tiling, reference=reference, service=service,
         storage=storage, features=features, patches=patches, limits=limits, run=run,
@@ -78,7 +80,11 @@ def land_cover(  # noqa: PLR0913, PLR0917 - each is one part of the form that a 
     with owned(order) as ownership:
         records = survey_destination(order)
         plan = plan_order(order, records)
-        with prepared_reference(order, records) as labels, Pipeline(order, labels, records) as pipeline:
+        with (
+            prepared_reference(order, records) as labels,
+            Pipeline(order, labels, records) as pipeline,
+            shown(pipeline) as board,
+        ):
             pipeline.resume()
             job, bought = None, False
             if pipeline.pending:
@@ -87,6 +93,7 @@ def land_cover(  # noqa: PLR0913, PLR0917 - each is one part of the form that a 
                 job = find_or_create(order.work, storage, service, limits, plan.price_pu.high, len(plan.tiles))
                 bought = not job.found
                 ownership.note_request(job)
+                tell_request(job)
                 job = analyse(job, service)
                 manifest, plan = agree(order, plan, job)
                 with ownership.guarded(job):
@@ -95,4 +102,4 @@ def land_cover(  # noqa: PLR0913, PLR0917 - each is one part of the form that a 
         ownership.check()
         pictures = draw_quicklooks(order, pipeline)
         seconds = time.monotonic() - begin
-        return final_state(order, conclude(order, pipeline, plan, job, pictures, bought=bought, seconds=seconds))
+        return final_state(order, conclude(order, pipeline, plan, job, pictures, board, bought=bought, seconds=seconds))

@@ -14,6 +14,7 @@ import numpy as np
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from flows.events import emit
 from flows.order import Order
 from flows.progress import tell
 from tasks.acquisitions import Acquisitions, find_acquisitions, samples_of, search_area
@@ -100,13 +101,16 @@ def with_estimates(records: Iterable[TileRecord], plan: Plan) -> list[TileRecord
 
 def announce(order: Order, plan: Plan) -> None:
     """Publish the plan as artifacts, write it beside the data, and tell it to whoever watches."""
-    publish_plan(order.slug, plan)
+    publish_plan(order.parameters.area.name, plan)
     files, folder = open_filesystem(f"{order.folder}/report", order.parameters.storage)
     files.pipe_file(f"{folder}/plan.json", plan_json(plan).encode())
     with tempfile.TemporaryDirectory(prefix="eopatch-flow-") as local:
         write_plan(plan, Path(local) / "plan.gpkg")
         files.pipe_file(f"{folder}/plan.gpkg", (Path(local) / "plan.gpkg").read_bytes())
     tell("Plan", len(plan.tiles), len(plan.tiles), _note(plan))
+    low, likely, high = plan.price_pu
+    kind = "binding" if plan.binding else "provisional"
+    emit(order, "plan.ready", tiles=len(plan.tiles), low_pu=low, likely_pu=likely, high_pu=high, price=kind)
 
 
 def _note(plan: Plan) -> str:

@@ -18,18 +18,23 @@ class Progress:
         done: units that are finished.
         total: units in all; 0 when it is not known, or there is nothing to count.
         note: what a person wants to know besides.
+        tile: name of a tile that has failed, for the reason in ``note``; else empty.
     """
 
     stage: str
     done: int = 0
     total: int = 0
     note: str = ""
+    tile: str = ""
 
     @property
     def finished(self) -> bool:
         """Whether all of the stage is done."""
         return self.done >= self.total
 
+
+FAILURES = "Failed"
+"""Stage of what is told of failed tiles."""
 
 Listener = Callable[[Progress], None]
 Asker = Callable[[str], bool]
@@ -41,7 +46,17 @@ _listener: ContextVar[Listener | None] = ContextVar("progress_listener", default
 def tell(stage: str, done: int = 0, total: int = 0, note: str = "") -> None:
     """Tell the listener; without one, a line of log for what begins, ends, or is worth a note."""
     progress = Progress(stage, done, total, note)
-    (_listener.get() or _log)(progress)
+    (_listener.get() or log_progress)(progress)
+
+
+def tell_failure(tile_name: str, reason: str) -> None:
+    """Tell the listener that there will be no EOPatch for a tile; without one, a line of log."""
+    (_listener.get() or log_progress)(Progress(FAILURES, note=reason, tile=tile_name))
+
+
+def current_listener() -> Listener | None:
+    """Who listens; None when it is the log."""
+    return _listener.get()
 
 
 @contextmanager
@@ -77,7 +92,7 @@ def typed_yes(question: str) -> bool:
         return False
 
 
-def _log(progress: Progress) -> None:
+def log_progress(progress: Progress) -> None:
     """Log what begins, ends, or has a new note."""
     if not (progress.note or progress.finished):
         return
@@ -86,4 +101,5 @@ def _log(progress: Progress) -> None:
     except MissingContextError:
         logger = get_logger("eopatch_flow")
     count = f" {progress.done}/{progress.total}" if progress.total else ""
-    logger.info("%s%s%s", progress.stage, count, f": {progress.note}" if progress.note else "")
+    subject = f"{progress.stage} {progress.tile}" if progress.tile else progress.stage
+    logger.info("%s%s%s", subject, count, f": {progress.note}" if progress.note else "")

@@ -49,6 +49,9 @@ def _bars(bars: Bars) -> Listener:
     shown: dict[str, TaskID] = {}
 
     def show(progress: Progress) -> None:
+        if progress.tile:
+            bars.console.print(progress.note, markup=False, highlight=False, soft_wrap=True)
+            return
         if progress.stage not in shown:
             shown[progress.stage] = bars.add_task(progress.stage, note="")
         bar = shown[progress.stage]
@@ -64,6 +67,9 @@ def _plain_lines(console: Console) -> Listener:
     ended: set[str] = set()
 
     def show(progress: Progress) -> None:
+        if progress.tile:
+            console.print(progress.note, markup=False, highlight=False, soft_wrap=True)
+            return
         now = time.monotonic()
         ends = progress.finished and progress.total > 0
         due = now - told.setdefault(progress.stage, now) >= PLAIN_LINE_SECONDS

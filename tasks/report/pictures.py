@@ -27,6 +27,7 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
+from PIL import Image
 from pyproj import CRS, Transformer
 from sentinelhub.geometry import BBox
 from shapely import Polygon, affinity
@@ -377,6 +378,16 @@ def _words(name: str) -> str:
 
 
 # ---- both ----
+
+
+def thumbnail(picture: bytes, width: int = 720) -> bytes:
+    """Make a picture small enough to be embedded in a text: a JPEG, at most ``width`` pixels wide."""
+    with Image.open(BytesIO(picture)) as image:
+        small = image.convert("RGB")
+    small.thumbnail((width, 4 * width))
+    buffer = BytesIO()
+    small.save(buffer, "JPEG", quality=80, optimize=True)
+    return buffer.getvalue()
 
 
 def _plain_ticks(axes: Axes) -> None:

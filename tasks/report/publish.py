@@ -1,30 +1,47 @@
 """Shells around the texts and pictures: quick-looks from where EOPatches lie, and Prefect artifacts.
 
-Keys of artifacts are the same in each run on an area and period, so that Prefect keeps their history.
+Keys of artifacts are the same in each run on an area, so that Prefect keeps their history also where the period moves
+along with a schedule; titles tell the period.
 """
 
+import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal, cast
+from uuid import UUID
 
 from eolearn.core.eodata import EOPatch
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.artifacts import (
+    Artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactUpdate
+from prefect.client.schemas.objects import Artifact as ArtifactResponse
 
 from tasks.evalscript import LAND_COVER_BANDS
 from tasks.ledger import TileRecord
-from tasks.report.pictures import quicklook
+from tasks.report.pictures import quicklook, thumbnail
 from tasks.report.plan import Plan, plan_markdown, plan_rows
 from tasks.report.texts import (
     MAX_ROWS,
     SummaryReport,
     artifact_key,
+    data_uri,
     summary_markdown,
     tile_rows,
     tiles_markdown,
+    within,
 )
 
+EMBEDDED_LETTERS = 1_500_000
+"""What pictures may take in an artifact; Prefect Cloud takes 5 MiB."""
 _DRAWN_FILES = ("bbox.*", "timestamps.*", "data/BANDS.*", "data/NDVI.*", "mask/IS_*.*", "mask_timeless/LULC.*")
 
 
@@ -49,22 +66,51 @@ def quicklook_of(
         return quicklook(EOPatch.load(copy, lazy_loading=True), tile_name, bands=bands)
 
 
-def publish_plan(slug: str, plan: Plan) -> None:
-    """Publish the plan as ``<slug>-plan`` and its table of tiles as ``<slug>-plan-tiles``."""
+def publish_plan(area: str, plan: Plan) -> None:
+    """Publish the plan as ``<area>-plan`` and its table of tiles as ``<area>-plan-tiles``."""
     shown = min(len(plan.tiles), MAX_ROWS)
     about = f"{plan.title}: {shown:,} of {len(plan.tiles):,} tiles, the dearest first; report/plan.gpkg has them all"
-    create_markdown_artifact(plan_markdown(plan), key=artifact_key(slug, "plan"), description=plan.title)
-    create_table_artifact(plan_rows(plan)[:MAX_ROWS], artifact_key(slug, "plan-tiles"), description=about)
+    create_markdown_artifact(plan_markdown(plan), key=artifact_key(area, "plan"), description=plan.title)
+    create_table_artifact(plan_rows(plan)[:MAX_ROWS], artifact_key(area, "plan-tiles"), description=about)
 
 
-def publish_tiles(slug: str, title: str, records: Sequence[TileRecord], picture: bytes) -> None:
-    """Publish the status map, a PNG, as ``<slug>-map`` and the tile table as ``<slug>-tiles``."""
-    shown = min(len(records), MAX_ROWS)
-    about = f"{title}: {shown:,} of {len(records):,} tiles, failures first; ledger.gpkg has them all"
-    create_markdown_artifact(tiles_markdown(title, records, picture), artifact_key(slug, "map"), description=title)
-    create_table_artifact(tile_rows(records)[:MAX_ROWS], artifact_key(slug, "tiles"), description=about)
+class Board:
+    """The artifacts of one run that change while it goes on: made once, renewed afterwards.
 
+    Args:
+        area: name of the area, of which keys are made: ``<area>-progress``, ``<area>-map`` and so on.
+    """
 
-def publish_summary(slug: str, summary: SummaryReport) -> None:
-    """Publish the summary as ``<slug>-summary``."""
-    create_markdown_artifact(summary_markdown(summary), artifact_key(slug, "summary"), description=summary.title)
+    def __init__(self, area: str) -> None:
+        self._area = area
+        self._ids: dict[str, UUID] = {}
+
+    def progress(self, percent: float, about: str) -> None:
+        """Show how far the run is, 0 to 100."""
+        key = artifact_key(self._area, "progress")
+        if key in self._ids:
+            update_progress_artifact(self._ids[key], percent, about)
+        else:
+            self._ids[key] = cast(UUID, create_progress_artifact(percent, key, about))
+
+    def tiles(self, title: str, records: Sequence[TileRecord], picture: bytes) -> None:
+        """Show the status map, a PNG, as ``<area>-map`` and the tile table as ``<area>-tiles``."""
+        shown = min(len(records), MAX_ROWS)
+        about = f"{title}: {shown:,} of {len(records):,} tiles, failures first; ledger.gpkg has them all"
+        rows = tile_rows(records)[:MAX_ROWS]
+        self._put("map", "markdown", tiles_markdown(title, records, picture), title)
+        self._put("tiles", "table", json.dumps(rows), about)
+
+    def summary(self, summary: SummaryReport, pictures: Mapping[str, bytes]) -> None:
+        """Show the summary with small copies of the pictures, PNGs by name of their tile."""
+        embedded = {name: data_uri(thumbnail(picture), "jpeg") for name, picture in pictures.items()}
+        self._put("summary", "markdown", summary_markdown(summary, within(embedded, EMBEDDED_LETTERS)), summary.title)
+
+    def _put(self, what: str, kind: Literal["markdown", "table"], data: str, about: str) -> None:
+        key = artifact_key(self._area, what)
+        if key in self._ids:
+            with get_client(sync_client=True) as client:
+                client.update_artifact(self._ids[key], ArtifactUpdate(data=data, description=about))
+        else:
+            artifact = Artifact(type=kind, key=key, description=about, data=data)
+            self._ids[key] = cast(ArtifactResponse, artifact.create()).id

@@ -6,8 +6,10 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from tasks.ledger import TileRecord, TileState
+from tasks.reasons import kind_of, some
 from tasks.report.bill import bill_markdown
 from tasks.report.markdown import bullets, escaped, joined, table
 from tasks.report.pictures import STATE_STYLES
@@ -33,6 +35,7 @@ class SummaryReport:
         seconds: duration of the run.
         places: what can be found where, such as ``{"EOPatches": "s3://…"}``.
         cost_pu: what the service says that the request costs, processing units; None when none was needed.
+        endpoint_url: of the S3 server with the results; empty for AWS.
     """
 
     title: str
@@ -42,6 +45,7 @@ class SummaryReport:
     seconds: float
     places: Mapping[str, str]
     cost_pu: float | None = None
+    endpoint_url: str = ""
 
 
 def artifact_key(area_slug: str, what: str) -> str:
@@ -50,7 +54,7 @@ def artifact_key(area_slug: str, what: str) -> str:
     Raises:
         ValueError: nothing of the slug or the subject is left.
     """
-    parts = [_plain_words(area_slug), _plain_words(what)]
+    parts = [plain_words(area_slug), plain_words(what)]
     if not all(parts):
         raise ValueError(f"An artifact key needs letters or digits; it was asked for '{area_slug}' and '{what}'.")
     return "-".join(parts)
@@ -64,16 +68,31 @@ def tile_rows(records: Iterable[TileRecord]) -> list[dict[str, str]]:
 
 def tiles_markdown(title: str, records: Sequence[TileRecord], picture: bytes) -> str:
     """Show the status map, a PNG, with the counts of the states."""
-    encoded = base64.b64encode(picture).decode("ascii")
     return joined(
         f"# Tiles: {escaped(title)}",
         _states_text(records),
-        f"![Status of {len(records):,} tiles](data:image/png;base64,{encoded})",
+        f"![Status of {len(records):,} tiles]({data_uri(picture, 'png')})",
     )
 
 
-def summary_markdown(summary: SummaryReport) -> str:
-    """Summarise a run: how many tiles are complete, why others are not, where everything is, what it cost."""
+def data_uri(picture: bytes, kind: str) -> str:
+    """Give a picture as an address that contains it."""
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode('ascii')}"
+
+
+def within(pictures: Mapping[str, str], letters: int) -> dict[str, str]:
+    """Take the first addresses of pictures that together have no more than so many letters."""
+    sizes = accumulate(map(len, pictures.values()))
+    return {name: address for (name, address), size in zip(pictures.items(), sizes, strict=True) if size <= letters}
+
+
+def summary_markdown(summary: SummaryReport, pictures: Mapping[str, str] | None = None) -> str:
+    """Summarise a run: how many tiles are complete, why others are not, where everything is, what it cost.
+
+    Args:
+        summary: what to tell.
+        pictures: addresses of quick-looks, by name of the tile.
+    """
     records = summary.records
     complete = sum(action(record, summary.goal) == "skip" for record in records)
     share = complete / len(records) if records else 0.0
@@ -89,6 +108,8 @@ def summary_markdown(summary: SummaryReport) -> str:
             | {"Read": _megabytes(sum(record.bytes_read for record in records))}
             | {"Written": _megabytes(sum(record.bytes_written for record in records))}
         ),
+        *(f"![Quick-look of tile {escaped(name)}]({address})" for name, address in (pictures or {}).items()),
+        _opening_text(summary),
     )
 
 
@@ -127,16 +148,35 @@ def _reasons_text(records: Iterable[TileRecord]) -> str:
     tiles: defaultdict[str, list[str]] = defaultdict(list)
     for record in records:
         if record.reason:
-            tiles[_shortened(record.reason.replace(record.tile.name, "…"))].append(record.tile.name)
+            tiles[_shortened(kind_of(record.reason, record.tile.name))].append(record.tile.name)
     if not tiles:
         return ""
     groups = sorted(tiles.items(), key=lambda group: (-len(group[1]), group[0]))
-    return table(("Reason", "Tiles", "Which"), [(why, f"{len(names):,}", _some(names)) for why, names in groups])
+    rows = [(why, f"{len(names):,}", some(names, _NAMED)) for why, names in groups]
+    return table(("Reason", "Tiles", "Which"), rows)
 
 
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
-    return ", ".join(sorted(names)[:_NAMED]) + more
+def _opening_text(summary: SummaryReport) -> str:
+    """Lines of Python that open an EOPatch, and the ledger."""
+    ready = [
+        record.tile.name for record in summary.records if record.state in {TileState.CONVERTED, TileState.LABELLED}
+    ]
+    if not ready or "EOPatches" not in summary.places:
+        return ""
+    folder, ledger = f"{summary.places['EOPatches']}/eopatch_{ready[0]}", summary.places.get("Ledger", "")
+    if folder.startswith("s3://"):
+        server = f'endpoint_url="{summary.endpoint_url}"' if summary.endpoint_url else ""
+        fetch = [f"files = s3fs.S3FileSystem({server})  # keys from the environment"]
+        opened = [f'files.get("{folder}", "eopatch_{ready[0]}", recursive=True)']
+        opened += [f'patch = EOPatch.load("eopatch_{ready[0]}")']
+        tiles = [f'tiles = geopandas.read_file(files.open("{ledger}"), engine="pyogrio")']
+        imports = ["import geopandas", "import s3fs", "from eolearn.core import EOPatch", "", *fetch]
+    else:
+        opened = [f'patch = EOPatch.load("{folder}")']
+        tiles = [f'tiles = geopandas.read_file("{ledger}", engine="pyogrio")']
+        imports = ["import geopandas", "from eolearn.core import EOPatch", ""]
+    lines = [*imports, *opened, *(tiles if ledger else [])]
+    return "\n".join(["## How to open them", "", "```python", *lines, "```"])
 
 
 def _duration(seconds: float) -> str:
@@ -156,6 +196,7 @@ def _shortened(text: str) -> str:
     return flat if len(flat) <= _REASON_LETTERS else flat[: _REASON_LETTERS - 1] + "…"
 
 
-def _plain_words(text: str) -> str:
+def plain_words(text: str) -> str:
+    """Latin letters without their accents, and digits, in lower case; dashes for all else."""
     ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     return re.sub(r"[^a-z0-9]+", "-", ascii_text.lower()).strip("-")

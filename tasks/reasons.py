@@ -1,0 +1,41 @@
+"""Why tiles failed: equal reasons are one kind, whatever the tile, and are counted instead of repeated."""
+
+from collections import defaultdict
+
+
+def kind_of(reason: str, tile_name: str) -> str:
+    """Give a reason without the tile's name, so that equal reasons of several tiles are equal text."""
+    return " ".join(reason.replace(tile_name, "…").split())
+
+
+class Failures:
+    """Failed tiles by kind of reason, and when one is worth a word: the first of a kind, the 10th, the 100th.
+
+    Attributes:
+        tiles: names by kind, in the order in which they came.
+    """
+
+    def __init__(self) -> None:
+        self.tiles: defaultdict[str, list[str]] = defaultdict(list)
+
+    def add(self, tile_name: str, reason: str) -> str:
+        """Count a failure; a line to tell of it, or nothing when it is one more of a kind that is known."""
+        kind = kind_of(reason, tile_name)
+        names = self.tiles[kind]
+        names.append(tile_name)
+        if len(names) == 1:
+            return f"Tile {tile_name} failed: {' '.join(reason.split())}"
+        if str(len(names)).strip("0") == "1":
+            return f"{len(names):,} tiles failed so far for this reason: {kind}"
+        return ""
+
+    def lines(self, named: int = 5) -> list[str]:
+        """One line a kind, the most frequent first."""
+        groups = sorted(self.tiles.items(), key=lambda group: (-len(group[1]), group[0]))
+        return [f"Failed, {len(names):,} tiles ({some(names, named)}): {kind}" for kind, names in groups]
+
+
+def some(names: list[str], named: int) -> str:
+    """Name the first few, and count the others."""
+    more = f" and {len(names) - named:,} more" if len(names) > named else ""
+    return ", ".join(sorted(names)[:named]) + more
