@@ -1,10 +1,12 @@
 """The command line as a person calls it: in a process of its own."""
 
+import json
 import os
 import subprocess
 import sysconfig
 from pathlib import Path
 
+import geopandas as gpd
 import pytest
 import requests
 import yaml
@@ -76,13 +78,22 @@ def test_a_misplaced_secret_is_not_shown(tmp_path: Path):
     assert "hunter2" not in answer.stderr + answer.stdout
 
 
-def test_a_plan_and_a_run_from_an_empty_folder(parameters: LandCover, tmp_path: Path):
+def test_a_plan_and_a_run_from_an_empty_folder(parameters: LandCover, small_sample: SampleInfo, tmp_path: Path):
     config = written(parameters, tmp_path)
     folder = tmp_path / "empty"
     folder.mkdir()
-    before = call("plan", str(config), cwd=folder)
+    files = tmp_path / "plan.json", tmp_path / "plan.gpkg"
+    before = call("plan", str(config), "--json", str(files[0]), "--geopackage", str(files[1]), cwd=folder)
     assert "new" in before.stdout
+    assert "Process API, the same tiles" in before.stdout
     assert "a run would create one" in before.stdout
+    told = json.loads(files[0].read_text())
+    items = [json.loads(item.read_text()) for item in small_sample.folder.rglob("*.json")]
+    days = [item["properties"]["datetime"] for item in items if item["collection"] == "sentinel-2-l1c"]
+    expected = sum("2019-01-01" <= day <= "2019-03-10T24" for day in days)
+    assert (told["price_pu"]["high"], [tile["scenes"] for tile in told["tiles"]]) == (100, [expected] * 4)
+    assert gpd.read_file(files[1], engine="pyogrio")["tile"].tolist() == ["t0", "t1", "t2", "t3"]
+    assert not Path(parameters.storage.destination).exists()
     ran = call("run", str(config), cwd=folder)
     assert ran.returncode == 0, ran.stderr
     assert "4 of 4 EOPatches are ready" in ran.stdout
