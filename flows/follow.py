@@ -20,7 +20,7 @@ from flows.order import Order
 from flows.progress import tell, tell_failure
 from flows.spending import Spending
 from tasks.conversion import ConversionRecord, TileFiles, convert
-from tasks.errors import EopatchFlowError, Unavailable
+from tasks.errors import DeliveryError, EopatchFlowError, Unavailable
 from tasks.evalscript import USERDATA
 from tasks.grid import Tile
 from tasks.ledger import TileRecord, TileState
@@ -55,6 +55,9 @@ class Pipeline:
         self.converted = 0
         self.labelled = 0
         self.touched: set[str] = set()
+        self.damaged: set[str] = set()
+        self.repairs: list[Job] = []
+        self._first_reasons: dict[str, str] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -76,7 +79,8 @@ class Pipeline:
 
         Planned tiles that the request does not have fail.
         """
-        planned, ordered = self.records, {tile.name: TileRecord(tile, TileState.PENDING) for tile in manifest.tiles}
+        planned = self.records
+        ordered = {tile.name: self._ordered(tile) for tile in manifest.tiles}
         kept = {name: record for name, record in planned.items() if record.state is not TileState.PENDING}
         self.records = planned | ordered | kept
         self._expect(CONVERSION, len(self.pending))
@@ -84,6 +88,10 @@ class Pipeline:
         for name in sorted(planned.keys() - ordered.keys() - kept.keys()):
             reason = f"Request {self.request_id} does not have it, though it overlaps the area"
             self.close(planned[name].tile, TileState.FAILED, reason)
+
+    def _ordered(self, tile: Tile) -> TileRecord:
+        planned = self.records.get(tile.name)
+        return replace(planned, tile=tile) if planned is not None else TileRecord(tile, TileState.PENDING)
 
     def in_state(self, *states: TileState) -> list[Tile]:
         """Tiles that are in one of ``states``."""
@@ -101,8 +109,28 @@ class Pipeline:
         self.note(tile, state=TileState.PROCESSED, attempts=self.records[tile.name].attempts + 1)
         self._offered.append((tile, files))
 
-    def close(self, tile: Tile, state: TileState, reason: str) -> None:
-        """Record that there will be no EOPatch for a tile: it failed, or has no data."""
+    def reopen(self, names: Iterable[str]) -> None:
+        """Have failed tiles delivered by another request; the reasons are kept."""
+        for name in names:
+            record = self.records[name]
+            self.damaged.discard(name)
+            self._first_reasons[name] = record.reason
+            self.note(record.tile, state=TileState.PENDING, reason="", attempts=max(record.attempts, 1))
+
+    def close(self, tile: Tile, state: TileState, reason: str, *, damaged: bool = False) -> None:
+        """Record that there will be no EOPatch for a tile: it failed, or has no data.
+
+        Args:
+            tile: which one.
+            state: its end.
+            reason: why.
+            damaged: whether it may help to order it again.
+        """
+        if damaged:
+            self.damaged.add(tile.name)
+        if state is TileState.FAILED and tile.name in self._first_reasons:
+            reason = f"{self._first_reasons[tile.name].rstrip('.')}; ordered again: {reason}"
+            self.note(tile, attempts=max(self.records[tile.name].attempts, 2))
         if self.records[tile.name].state is not TileState.CONVERTED:
             self._count(CONVERSION)
         self._count(LABELLING)
@@ -185,7 +213,8 @@ class Pipeline:
                 self._labelled(record, outcome)
             case _:
                 told = isinstance(outcome, EopatchFlowError)
-                self.close(tile, TileState.FAILED, str(outcome) if told else repr(outcome))
+                damaged = isinstance(outcome, DeliveryError)
+                self.close(tile, TileState.FAILED, str(outcome) if told else repr(outcome), damaged=damaged)
 
     def _bill(self, tile: Tile, samples: int | None) -> None:
         """Record what the service charges for a tile."""
@@ -347,7 +376,7 @@ def _settle_tile(pipeline: Pipeline, tile: Tile, status: TileStatus, manifest: M
     order = pipeline.order
     if status.status == "FATAL":
         pipeline.note(tile, price_pu=0.0)  # FATAL is free
-        pipeline.close(tile, TileState.FAILED, f"The service could not process it: {status.error}")
+        pipeline.close(tile, TileState.FAILED, f"The service could not process it: {status.error}", damaged=True)
     elif status.empty and order.parameters.patches.keep_empty:
         pipeline.offer(tile, TileFiles({}, None, order.dates))
     elif status.empty:
@@ -365,4 +394,4 @@ def _settle_tile(pipeline: Pipeline, tile: Tile, status: TileStatus, manifest: M
 def _give_up(pipeline: Pipeline, tiles: list[Tile], job: Job) -> None:
     reason = f"Request {job.id} ended {job.status}{f' ({job.reason})' if job.reason else ''} without delivering it"
     for tile in tiles:
-        pipeline.close(tile, TileState.FAILED, reason)
+        pipeline.close(tile, TileState.FAILED, reason, damaged=job.status == "DONE")

@@ -14,7 +14,8 @@
     ├── RunTimedOut         the run has lasted as long as it may: run again to go on
     ├── JobFailed           the batch request itself ended FAILED or STOPPED
     ├── TooFewTiles         more tiles failed than limits.min_success allows
-    └── TileError           one tile's data is missing, corrupt or not what was asked for
+    └── TileError           one tile's data is not what was asked for; the others are not affected
+        └── DeliveryError   a file of it is missing or corrupt: order the tile again
 
 Messages say what was asked, what came, and what to do next.
 """
@@ -79,3 +80,7 @@ class TooFewTiles(EopatchFlowError):
 
 class TileError(EopatchFlowError):
     """One tile cannot be converted; the others are not affected."""
+
+
+class DeliveryError(TileError):
+    """A file that was delivered for a tile is missing or corrupt; ordering the tile again may help."""

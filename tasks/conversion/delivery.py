@@ -19,7 +19,7 @@ from rasterio.io import DatasetReader, MemoryFile
 
 from tasks.conversion.mapping import FeatureMapping, stored_type
 from tasks.eopatches import file_identity
-from tasks.errors import InvalidInput, TileError
+from tasks.errors import DeliveryError, InvalidInput, TileError
 from tasks.evalscript import SampleType
 from tasks.grid import Tile
 
@@ -78,7 +78,7 @@ class Delivery:
             self.sources[output] = {"key": path, **file_identity(self.source, path)}
             return bytes(self.source.cat_file(path))
         except FileNotFoundError as error:
-            raise self.fault(path, "is missing; the service was expected to deliver it") from error
+            raise self.damage(path, "is missing; the service was expected to deliver it") from error
 
     @cached_property
     def userdata(self) -> bytes:
@@ -99,12 +99,18 @@ class Delivery:
                 numbers = np.asarray(raster.read())
             _verify_checksums(content)
         except (RasterioError, tifffile.TiffFileError, zlib.error) as error:
-            raise self.fault(path, f"is not a readable GeoTIFF ({len(content)} bytes): truncated or corrupt") from error
+            raise self.damage(
+                path, f"is not a readable GeoTIFF ({len(content)} bytes): truncated or corrupt"
+            ) from error
         return numbers
 
     def fault(self, path: str, problem: str) -> TileError:
         """An error that names tile and file."""
         return TileError(f"Tile {self.tile.name}: {path} {problem}.")
+
+    def damage(self, path: str, problem: str) -> DeliveryError:
+        """An error of a file that may come whole when it is ordered again."""
+        return DeliveryError(str(self.fault(path, problem)))
 
     def _check(self, raster: DatasetReader, path: str, bands: int | None, sample_type: SampleType | None) -> None:
         tile = self.tile
@@ -172,6 +178,8 @@ def _userdata_dates(delivery: Delivery, path: str) -> list[datetime]:
     try:
         texts = json.loads(delivery.userdata)["timestamps"]
         return [_naive_utc(datetime.fromisoformat(text)) for text in texts]
+    except json.JSONDecodeError as error:
+        raise delivery.damage(path, f'has no readable list "timestamps" of ISO dates ({error!r})') from error
     except (ValueError, KeyError, TypeError) as error:
         raise delivery.fault(path, f'has no readable list "timestamps" of ISO dates ({error!r})') from error
 
