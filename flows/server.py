@@ -1,5 +1,9 @@
 """Prefect's server, before a run that a person waits for."""
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from httpx import HTTPError
 from prefect.client.orchestration import get_client
 
@@ -13,10 +17,23 @@ def wake_prefect() -> None:
         Unavailable: it does not.
     """
     try:
-        with get_client(sync_client=True) as client:
+        with _beyond_ctrl_c(), get_client(sync_client=True) as client:
             client.hello()
     except (HTTPError, RuntimeError) as error:
         raise Unavailable(
             f"Prefect's server does not answer: {error}. Start it with 'prefect server start', or unset "
             "PREFECT_API_URL: a run then uses a temporary one."
         ) from error
+
+
+@contextmanager
+def _beyond_ctrl_c() -> Iterator[None]:
+    """Keep Ctrl-C, which a terminal sends to all processes, from a server that is started within the block.
+
+    A run that is interrupted needs its server to the end. A child inherits which signals are blocked (sigprocmask(2)).
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
