@@ -219,19 +219,15 @@ def survey_order(order: Order) -> list[TileRecord]:
     files, _ = open_filesystem(order.folder, order.parameters.storage)
     file_format = order.parameters.patches.file_format
     provenance = order.provenance(request_id="")
-    samples: dict[str, int | None] = {}
 
     def converted(tile: Tile) -> bool:
-        verdict = is_converted(files, _path(order, tile), tile.name, order.mapping, file_format, provenance)
-        samples[tile.name] = verdict.marker.get("samples")
-        return bool(verdict)
+        return bool(is_converted(files, _path(order, tile), tile.name, order.mapping, file_format, provenance))
 
     def labelled(tile: Tile) -> bool:
         return order.reference is None or bool(is_labelled(files, _path(order, tile), order.reference, file_format))
 
     empty = {} if order.parameters.patches.keep_empty else _known_empty(order)
-    found = survey([tile for tile in order.tiles if tile.name not in empty], converted, labelled)
-    records = [order.billed(record, samples[record.tile.name]) for record in found]
+    records = survey([tile for tile in order.tiles if tile.name not in empty], converted, labelled)
     return sorted([*records, *empty.values()], key=lambda record: record.tile.name)
 
 

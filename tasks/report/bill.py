@@ -52,7 +52,7 @@ def _why(records: Sequence[TileRecord], billed: float, cost_pu: float) -> str:
     if abs(cost_pu - MIN_REQUEST_PU) <= SAME_PU and billed < cost_pu:
         return f"{MIN_REQUEST_PU:g} PU are the least that a request costs"
     if unknown:
-        return f"the bill of {unknown:,} tiles is not known, because their script does not tell its acquisitions"
+        return f"bills are not known where a script tells no acquisitions, or files cannot be read ({unknown:,} tiles)"
     if any(record.state is TileState.FAILED for record in records) and cost_pu < billed:
         return "tiles that the service could not process are free"
     return "it counts otherwise than by the published rule, or had other tiles"

@@ -176,7 +176,7 @@ def _samples_text(tiles: Sequence[TilePlan]) -> str:
     empty = sum(planned.samples.high == 0 for planned in tiles)
     text = f"{_between(min(likely), max(likely))} a tile"
     text += f", of {_between(min(scenes), max(scenes))} scenes" if scenes else ""
-    return text + (f"; {empty:,} tiles have none, will have no data and cost nothing" if empty else "")
+    return text + (f"; without any, free and without data: {empty:,}" if empty else "")
 
 
 def _zone_row(crs: str, tiles: Sequence[Tile]) -> tuple[str, str, str]:
@@ -253,9 +253,17 @@ def plan_json(plan: Plan) -> str:
 
 
 def _json_tile(planned: TilePlan) -> dict[str, Any]:
-    tile = asdict(planned.record.tile)
-    figures = {name: value for name, value in asdict(planned).items() if name != "record"}
-    return tile | {"state": planned.record.state.value} | figures
+    tile = planned.record.tile
+    figures = {
+        "scenes": planned.scenes,
+        "samples": asdict(planned.samples),
+        "price_pu": asdict(planned.price_pu),
+        "process_pu": asdict(planned.process_pu),
+        "delivered_bytes": planned.delivered_bytes,
+        "patch_bytes": planned.patch_bytes,
+    }
+    place = {"name": tile.name, "epsg": tile.epsg, "bounds": tile.bounds, "width": tile.width, "height": tile.height}
+    return place | {"state": planned.record.state.value} | figures
 
 
 def write_plan(plan: Plan, path: Path) -> None:

@@ -41,7 +41,11 @@ def test_of_many_tiles_those_that_differ_most_are_shown() -> None:
     ("records", "cost_pu", "why"),
     [
         ([replace(BILLED, price_pu=8.0)], 100.0, "100 PU are the least that a request costs"),
-        ([BILLED, TileRecord(TILES[1], TileState.FAILED)], 200.0, "the bill of 1 tiles is not known"),
+        (
+            [BILLED, TileRecord(TILES[1], TileState.FAILED)],
+            200.0,
+            "bills are not known where a script tells no acquisitions, or files cannot be read (1 tiles)",
+        ),
         ([BILLED, replace(DEARER, state=TileState.FAILED)], 150.0, "could not process are free"),
         ([BILLED], 150.0, "it counts otherwise"),
     ],

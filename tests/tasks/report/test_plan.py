@@ -53,7 +53,7 @@ def test_the_plan_tells_actions_zones_dates_bands_and_where_the_price_comes_from
     assert "25, from 2019-01-01 to 2019-12-27, every 15 days" in text
     assert "3 (B02, B03, CLM)" in text
     assert "- **Price rests on**: 19 scenes of &lt;the> Catalog" in text
-    assert "- **Samples**: 0 to 16 a tile, of 0 to 19 scenes; 1 tiles have none, will have no data and cost" in text
+    assert "- **Samples**: 0 to 16 a tile, of 0 to 19 scenes; without any, free and without data: 1" in text
     assert "- **To expect**: 18.0 MB delivered, 12.0 MB of EOPatches" in text
 
 
@@ -109,8 +109,10 @@ def test_the_table_has_the_dearest_tiles_first_and_every_row_the_same_keys() -> 
     assert (rows[0]["samples"], rows[1]["samples"], rows[-1]["acquisitions"]) == ("10 to 17", "12", "0")
 
 
-def test_the_json_adds_up() -> None:
-    found = json.loads(plan_json(plan()))
+def test_the_json_adds_up_also_for_tiles_of_any_outline() -> None:
+    first, *others = plan().tiles
+    slanted = replace(first, record=replace(first.record, tile=replace(first.record.tile, outline=b"wkb")))
+    found = json.loads(plan_json(replace(plan(), tiles=(slanted, *others))))
     assert [tile["name"] for tile in found["tiles"]] == [record.tile.name for record in plan().records]
     for case in ("low", "likely", "high"):
         assert found["price_pu"][case] == sum(tile["price_pu"][case] for tile in found["tiles"])
