@@ -7,9 +7,11 @@ A stage's work on an EOPatch is done when its marker, a META_INFO feature, exist
   marker's object is the last one.
 * Features for an existing EOPatch are saved and moved likewise: their old marker goes first, the new one comes last.
 
-What a crash leaves has no marker and is replaced by the next attempt. Layout of the files: eo-learn 1.5,
-``eolearn.core.eodata_io``. Its own zarr writer drops the endpoint of an S3 server that is not AWS; files that are
-uploaded do not depend on that.
+What a crash leaves has no marker and is replaced by the next attempt. The marker also tells the sizes of the files that
+its stage has written: one listing, in which nothing is read, then finds what was truncated or lost since.
+
+Layout of the files: eo-learn 1.5, ``eolearn.core.eodata_io``. Its own zarr writer drops the endpoint of an S3 server
+that is not AWS; files that are uploaded do not depend on that.
 """
 
 import errno
@@ -19,6 +21,7 @@ import logging
 import shutil
 import tempfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -39,6 +42,9 @@ GZIP_LEVEL = 2
 """ISA-L's level for arrays: as fast as 1, and smaller."""
 FileFormat = Literal["npy.gz", "zarr"]
 """How arrays are stored: gzipped NumPy files, or zarr (version 2) with one chunk a date."""
+
+SIZES = "bytes"
+"""Key of a marker under which it tells the size of each file, or folder of zarr, that was committed with it."""
 
 RETRIES = 3
 RETRY_DELAY_SECONDS: list[float] = [2, 10, 30]
@@ -71,7 +77,10 @@ def marker_path(folder: str, marker: str) -> str:
 
 
 def check_marker(files: AbstractFileSystem, folder: str, marker: str, expected: Mapping[str, Any]) -> Verdict:
-    """Compare a marker on the file system with what it must say; only the marker is read."""
+    """Compare a marker on the file system with what it must say, and the sizes that it tells with a listing.
+
+    Only the marker is read. One that tells no sizes is believed: what it stands for has been paid for.
+    """
     try:
         found = json.loads(gzip.decompress(files.cat_file(marker_path(folder, marker))))
     except FileNotFoundError:
@@ -81,7 +90,32 @@ def check_marker(files: AbstractFileSystem, folder: str, marker: str, expected: 
     for key, value in expected.items():
         if found.get(key) != value:
             return Verdict(done=False, reason=f"META_INFO/{marker} says {key} {found.get(key)}, expected {value}")
-    return Verdict(done=True, marker=found)
+    damage = _damage(files, folder, found.get(SIZES, {}))
+    return Verdict(done=False, reason=damage) if damage else Verdict(done=True, marker=found)
+
+
+def _damage(files: AbstractFileSystem, folder: str, expected: Mapping[str, int]) -> str:
+    """Say which file is not as large as when it was committed; empty when all are."""
+    if not expected:
+        return ""
+    files.invalidate_cache(folder)
+    listing = files.find(folder, detail=True)
+    root = folder.rstrip("/") + "/"
+    found = _sizes({path.removeprefix(root): int(info["size"] or 0) for path, info in listing.items()})
+    for name, size in expected.items():
+        if name not in found:
+            return f"{name} does not exist"
+        if found[name] != size:
+            return f"{name} has {found[name]} bytes, expected {size}"
+    return ""
+
+
+def _sizes(files: Mapping[str, int]) -> dict[str, int]:
+    """Bytes of each file by its path in the EOPatch; all chunks of a zarr array count together, under its folder."""
+    total: Counter[str] = Counter()
+    for name, size in files.items():
+        total["/".join(name.split("/")[:2])] += size
+    return dict(total)
 
 
 def write_patch(patch: EOPatch, files: AbstractFileSystem, folder: str, marker: str, file_format: FileFormat) -> int:
@@ -100,7 +134,7 @@ def write_patch(patch: EOPatch, files: AbstractFileSystem, folder: str, marker: 
     with _staging_folder(files, folder) as staging:
         staged = staging / "patch"
         save_features(patch, staged, file_format)
-        size = _size(staged)
+        size = _seal(staged, marker)
         if isinstance(files, LocalFileSystem):
             _swap(staged, Path(folder), staging / "replaced")
         else:
@@ -124,7 +158,7 @@ def add_features(patch: EOPatch, files: AbstractFileSystem, folder: str, marker:
         staged = staging / "patch"
         save_features(patch, staged, file_format)
         (staged / "bbox.geojson").unlink()
-        size = _size(staged)
+        size = _seal(staged, marker)
         _remove(files, marker_path(folder, marker))
         _remove_stored(files, folder, patch)
         if isinstance(files, LocalFileSystem):
@@ -201,8 +235,14 @@ def _staging_folder(files: AbstractFileSystem, folder: str) -> Iterator[Path]:
         yield Path(staging)
 
 
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def _seal(staged: Path, marker: str) -> int:
+    """Write into a staged EOPatch's marker how large all other files are; gives the bytes of all files."""
+    seal = Path(marker_path(str(staged), marker))
+    paths = [path for path in staged.rglob("*") if path.is_file() and path != seal]
+    sizes = _sizes({path.relative_to(staged).as_posix(): path.stat().st_size for path in paths})
+    content = json.loads(gzip.decompress(seal.read_bytes())) | {SIZES: sizes}
+    seal.write_bytes(gzip.compress(json.dumps(content).encode(), mtime=0))
+    return sum(sizes.values()) + seal.stat().st_size
 
 
 def _swap(staged: Path, folder: Path, replaced: Path) -> None:

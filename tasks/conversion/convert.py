@@ -16,6 +16,7 @@ from sentinelhub import CRS, BBox
 
 from tasks.conversion.delivery import Dates, Delivery, TileFiles, read_dates, read_samples
 from tasks.conversion.mapping import FeatureMapping, FeatureRule
+from tasks.conversion.verification import delete_raw, difference
 from tasks.eopatches import (
     RETRIES,
     RETRY_DELAY_SECONDS,
@@ -60,6 +61,15 @@ class PatchOptions(FormModel):
         examples=[False],
     )
 
+    raw_tiles: Literal["keep", "delete"] = Field(
+        default="keep",
+        title="Raw tiles",
+        description="What becomes of the delivered GeoTIFFs. delete: once a tile's EOPatch has been read back and is "
+        "what was written; an EOPatch that is lost after that has to be bought again. Tiles without an EOPatch keep "
+        "their files.",
+        examples=["keep"],
+    )
+
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
@@ -88,6 +98,7 @@ class ConversionRecord:
         bytes_written: size of the EOPatch's files.
         seconds: time that the conversion took.
         samples: of each pixel, as userdata.json tells; None where it does not.
+        note: what did not work, though the EOPatch is complete; empty otherwise.
     """
 
     tile: str
@@ -97,6 +108,7 @@ class ConversionRecord:
     bytes_written: int
     seconds: float
     samples: int | None
+    note: str = ""
 
 
 def is_converted(
@@ -107,7 +119,7 @@ def is_converted(
     file_format: FileFormat,
     provenance: Provenance,
 ) -> Verdict:
-    """Tell from META_INFO/BATCH alone whether a tile's EOPatch is complete and is what would be made now."""
+    """Tell from META_INFO/BATCH and a listing whether a tile's EOPatch is complete and is what would be made now."""
     return check_marker(files, folder, MARKER, _identity(tile_name, mapping, file_format, provenance))
 
 
@@ -154,9 +166,10 @@ def convert_tile(
             "sources": delivery.sources,
         }
         written = write_patch(patch, target, folder, MARKER, options.file_format)
+        note = _delete_raw(delivery, patch, target, folder) if options.raw_tiles == "delete" else ""
     else:
         remove_patch(target, folder, MARKER)
-        written = 0
+        written, note = 0, ""
     return ConversionRecord(
         tile=tile.name,
         outcome="converted" if has_data else "no data",
@@ -165,7 +178,24 @@ def convert_tile(
         bytes_written=written,
         seconds=time.monotonic() - start,
         samples=samples,
+        note=note,
     )
+
+
+def _delete_raw(delivery: Delivery, patch: EOPatch, target: AbstractFileSystem, folder: str) -> str:
+    """Read the EOPatch back, and delete what it was made of if it is what was written; why that failed, or nothing.
+
+    Raises:
+        TileError: it is not; it has been removed, and the delivered files are as they were.
+    """
+    differs = difference(patch, target, folder)
+    if differs:
+        remove_patch(target, folder, MARKER)
+        raise TileError(
+            f"Tile {delivery.tile.name}: the EOPatch in {folder} is not what was written: {differs}. It was removed, "
+            "the delivered files were kept; check the storage and run again."
+        )
+    return delete_raw(delivery.delivered, delivery.source)
 
 
 def decode(numbers: NDArray[Any], rule: FeatureRule) -> NDArray[Any]:

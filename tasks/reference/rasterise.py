@@ -65,7 +65,7 @@ class LabelRecord:
 
 
 def is_labelled(files: AbstractFileSystem, folder: str, source: ReferenceSource, file_format: FileFormat) -> Verdict:
-    """Tell from META_INFO/REFERENCE alone whether an EOPatch has this reference."""
+    """Tell from META_INFO/REFERENCE and a listing whether an EOPatch has this reference."""
     return check_marker(files, folder, MARKER, _identity(source, file_format))
 
 

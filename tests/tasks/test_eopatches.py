@@ -1,5 +1,6 @@
 """What a crash or a failing disk leaves is never taken for an EOPatch."""
 
+import gzip
 import json
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import botocore.exceptions
 import numpy as np
 import pytest
 import s3fs
-from eolearn.core import EOPatch
+from eolearn.core import EOPatch, FeatureType
+from eolearn.core.constants import OverwritePermission
 from fsspec.exceptions import FSTimeoutError
 from fsspec.implementations.local import LocalFileSystem
 from prefect.states import Failed
@@ -21,7 +23,15 @@ from s3fs.errors import translate_boto_error
 from sentinelhub import CRS, BBox
 
 from localhub.seaweed import SeaweedFS
-from tasks.eopatches import add_features, check_marker, file_identity, marker_path, network_failed, write_patch
+from tasks.eopatches import (
+    FileFormat,
+    add_features,
+    check_marker,
+    file_identity,
+    marker_path,
+    network_failed,
+    write_patch,
+)
 from tasks.errors import TileError
 
 FILES = LocalFileSystem()
@@ -185,3 +195,40 @@ def s3_error(code: str) -> BaseException:
 )
 def test_only_what_the_network_or_the_object_store_did_is_repeated(error: Exception, repeat: bool) -> None:
     assert network_failed(None, None, Failed(data=error)) is repeat
+
+
+@pytest.mark.parametrize("file_format", ["npy.gz", "zarr"])
+def test_a_file_that_was_truncated_or_lost_after_the_commit_is_noticed(folder: str, file_format: FileFormat) -> None:
+    write_patch(small_patch(), FILES, folder, "DONE", file_format)
+    assert check_marker(FILES, folder, "DONE", {})
+    sizes = {path: path.stat().st_size for path in Path(folder).rglob("*") if path.is_file() and path.stat().st_size}
+    for path in sizes.keys() - {Path(marker_path(folder, "DONE"))}:
+        content = path.read_bytes()
+        path.write_bytes(content[:-1])
+        assert "bytes, expected" in check_marker(FILES, folder, "DONE", {}).reason
+        path.unlink()
+        assert not check_marker(FILES, folder, "DONE", {})
+        path.write_bytes(content)
+    assert check_marker(FILES, folder, "DONE", {})
+
+
+def test_features_that_others_add_do_not_damage_an_eopatch(folder: str) -> None:
+    write_patch(small_patch(), FILES, folder, "DONE", "npy.gz")
+    own = EOPatch.load(folder)
+    own.data["OWN"] = np.zeros((1, 2, 2, 1))
+    own.save(folder, features=[(FeatureType.DATA, "OWN")], overwrite_permission=OverwritePermission.ADD_ONLY)
+    assert check_marker(FILES, folder, "DONE", {})
+
+
+def test_a_truncated_object_is_noticed(s3_files: s3fs.S3FileSystem, bucket: str) -> None:
+    folder = f"{bucket}/eopatches/eopatch_x"
+    write_patch(small_patch(), s3_files, folder, "DONE", "npy.gz")
+    assert check_marker(s3_files, folder, "DONE", {})
+    s3_files.pipe_file(f"{folder}/data/X.npy.gz", s3_files.cat_file(f"{folder}/data/X.npy.gz")[:10])
+    assert check_marker(s3_files, folder, "DONE", {}).reason.startswith("data/X.npy.gz has 10 bytes")
+
+
+def test_a_marker_without_sizes_is_believed(folder: str) -> None:
+    write_patch(small_patch(), FILES, folder, "DONE", "npy.gz")
+    Path(marker_path(folder, "DONE")).write_bytes(gzip.compress(b'{"value": 1.0}'))
+    assert check_marker(FILES, folder, "DONE", {"value": 1.0})
