@@ -88,11 +88,13 @@ def test_a_run_that_is_told_to_end_stops_its_request_and_the_next_one_goes_on(
 
 
 def test_a_request_that_is_to_be_left_goes_on_after_ctrl_c(slow: LandCover, slow_hub: LocalHub, tmp_path: Path) -> None:
+    """A terminal sends Ctrl-C to all processes: to Prefect's temporary server too."""
     leaving = changed(slow, run={"on_abort": "leave"})
-    with running(leaving, tmp_path) as process:
+    with running(leaving, tmp_path, PREFECT_API_URL="", PREFECT_HOME=str(tmp_path / "prefect")) as process:
         await_converted(leaving)
-        process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=60)
+        os.killpg(process.pid, signal.SIGINT)
+        _, told = process.communicate(timeout=30)
+    assert process.returncode == 130, told
     assert "goes on and costs, as run.on_abort asks" in told
     assert (lease_of(slow).released, lease_of(slow).on_abort) == (True, "leave")
     assert wait_for(client_of(slow_hub), only_request(slow, slow_hub)).status is BatchRequestStatus.DONE
@@ -176,12 +178,17 @@ def run(parameters: LandCover) -> Summary:
 
 
 @contextmanager
-def running(parameters: LandCover, folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """The command line, in a process of its own, with the tests' Prefect server."""
+def running(parameters: LandCover, folder: Path, **changes: str) -> Iterator[subprocess.Popen[str]]:
+    """The command line, in a process group of its own, with the tests' Prefect server unless `changes` say else."""
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(parameters.model_dump(mode="json")))
     with subprocess.Popen(
-        [PROGRAM, "run", str(config)], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [PROGRAM, "run", str(config)],
+        env=environment() | changes,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     ) as process:
         try:
             yield process
