@@ -223,6 +223,8 @@ class Pipeline:
     def _converted(self, tile: Tile, outcome: ConversionRecord) -> None:
         self.converted += 1
         self._count(CONVERSION)
+        if outcome.note:
+            tell(CONVERSION, self._done[CONVERSION], self._total[CONVERSION], f"{tile.name}: {outcome.note}")
         self.note(
             tile,
             state=TileState.CONVERTED,
