@@ -14,6 +14,7 @@ from flows.order import deliver_tiles_file, prepared_reference, survey_destinati
 from flows.ownership import owned, stop_what_was_left
 from flows.parameters import SAMPLE_AREA, SAMPLE_PERIOD, SAMPLE_REFERENCE, LandCover, Run, today
 from flows.planning import plan_order
+from flows.repair import repair
 from flows.watching import quieten, shown, tell_request
 from tasks.batch import Limits, analyse, find_or_create
 from tasks.conversion import FeatureMapping, PatchOptions
@@ -98,6 +99,7 @@ def land_cover(  # noqa: PLR0913, PLR0917 - each is one part of the form that a 
                 manifest, plan = agree(order, plan, job)
                 with ownership.guarded(job):
                     job = follow(pipeline, ownership.start(job), manifest, ownership.check)
+                repair(pipeline, plan, job, ownership)
             pipeline.work_until_empty()
         ownership.check()
         pictures = draw_quicklooks(order, pipeline)
