@@ -401,13 +401,13 @@ def _dates(period: TimeRange) -> tuple[datetime, ...]:
 # ---- Prefect ----
 
 
-@task(task_run_name="validate", cache_policy=NO_CACHE)
+@task(task_run_name="validate {parameters.area.name}", cache_policy=NO_CACHE)
 def validate(parameters: LandCover) -> Order:
     """See :func:`prepare`."""
     return prepare(parameters, with_service=True)
 
 
-@task(task_run_name="survey", cache_policy=NO_CACHE)
+@task(task_run_name="survey {order.title}", cache_policy=NO_CACHE)
 def survey_destination(order: Order) -> list[TileRecord]:
     """See :func:`survey_order`."""
     return survey_order(order)

@@ -279,7 +279,7 @@ def _without_request(jobs: Iterable[Job], base_url: str) -> str:
 # ---- Prefect ----
 
 
-@task(task_run_name="plan", cache_policy=NO_CACHE)
+@task(task_run_name="plan {order.title}", cache_policy=NO_CACHE)
 def plan_order(order: Order, records: Sequence[TileRecord]) -> Plan:
     """See :func:`make_plan`; the plan is published, and written beside the data."""
     plan = make_plan(order, records, _patience(order))

@@ -66,10 +66,9 @@ class Story:
         before = [
             f"{self._done[stage]:,} {word}"
             for stage, word in ((CONVERSION, "converted"), (PROCESSING, "processed"))
-            if stage in self._done and stage != self._last_stage and progress.done < progress.total
+            if stage != self._last_stage and self._done.get(stage, 0) > progress.done
         ]
-        word = "labelled" if self._last_stage == LABELLING else "converted"
-        counts = ", ".join([f"{progress.done:,} of {progress.total:,} tiles {word}", *before])
+        counts = ", ".join([f"{progress.done:,} of {progress.total:,} tiles done", *before])
         return f"{counts}; {pace(progress.done, progress.total, self._clock() - self._begin)}"
 
     def _note(self, progress: Progress) -> str:

@@ -509,7 +509,7 @@ def _specification(url: str, storage: Storage, **access: str) -> AccessSpecifica
 # ---- Prefect ----
 
 
-@task(task_run_name="find or create the batch request", cache_policy=NO_CACHE)
+@task(task_run_name="find or create the request for {work.name}", cache_policy=NO_CACHE)
 def find_or_create(work: Work, storage: Storage, service: Service, limits: Limits, price_pu: float, tiles: int) -> Job:
     """Attach to the request that does this work already, or create it if its price is within the limits."""
     client = connect(service)
@@ -522,13 +522,13 @@ def find_or_create(work: Work, storage: Storage, service: Service, limits: Limit
     return job
 
 
-@task(task_run_name="analyse", cache_policy=NO_CACHE)
+@task(task_run_name="analyse {job.id}", cache_policy=NO_CACHE)
 def analyse(job: Job, service: Service) -> Job:
     """See :func:`analyse_job`."""
     return analyse_job(connect(service), job)
 
 
-@task(task_run_name="start", cache_policy=NO_CACHE)
+@task(task_run_name="start {job.id}", cache_policy=NO_CACHE)
 def start(job: Job, service: Service) -> Job:
     """See :func:`start_job`."""
     return start_job(connect(service), job)

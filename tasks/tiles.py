@@ -235,7 +235,7 @@ def _download(storage: Storage, request_id: str, name: str, local: Path) -> bool
 # ---- Prefect ----
 
 
-@task(task_run_name="poll", cache_policy=NO_CACHE)
+@task(task_run_name="poll {job.id}", cache_policy=NO_CACHE)
 def poll(storage: Storage, service: Service, job: Job) -> Snapshot:
     """See :func:`take_snapshot`."""
     return take_snapshot(storage, service, job)
