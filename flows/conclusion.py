@@ -128,6 +128,7 @@ def conclude(
     _write(places["Summary"], summary_markdown(report, beside).encode(), storage)
     _write_ledger(places["Ledger"], records, storage)
     board.tiles(title, records, picture)
+    tell("Results", note=f"{order.folder}, with eopatches, ledger.gpkg and report/summary.md")
     board.summary(report, {name: _read(url, storage) for name, url in pictures.items()})
     return Summary(
         message=message,
