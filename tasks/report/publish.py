@@ -8,14 +8,13 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 from uuid import UUID
 
 from eolearn.core.eodata import EOPatch
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from prefect.artifacts import (
-    Artifact,
     create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
@@ -23,7 +22,6 @@ from prefect.artifacts import (
 )
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
-from prefect.client.schemas.objects import Artifact as ArtifactResponse
 
 from tasks.evalscript import LAND_COVER_BANDS
 from tasks.ledger import TileRecord
@@ -98,19 +96,28 @@ class Board:
         shown = min(len(records), MAX_ROWS)
         about = f"{title}: {shown:,} of {len(records):,} tiles, failures first; ledger.gpkg has them all"
         rows = tile_rows(records)[:MAX_ROWS]
-        self._put("map", "markdown", tiles_markdown(title, records, picture), title)
-        self._put("tiles", "table", json.dumps(rows), about)
+        self._markdown("map", tiles_markdown(title, records, picture), title)
+        self._table("tiles", rows, about)
 
     def summary(self, summary: SummaryReport, pictures: Mapping[str, bytes]) -> None:
         """Show the summary with small copies of the pictures, PNGs by name of their tile."""
         embedded = {name: data_uri(thumbnail(picture), "jpeg") for name, picture in pictures.items()}
-        self._put("summary", "markdown", summary_markdown(summary, within(embedded, EMBEDDED_LETTERS)), summary.title)
+        self._markdown("summary", summary_markdown(summary, within(embedded, EMBEDDED_LETTERS)), summary.title)
 
-    def _put(self, what: str, kind: Literal["markdown", "table"], data: str, about: str) -> None:
+    def _markdown(self, what: str, text: str, about: str) -> None:
         key = artifact_key(self._area, what)
-        if key in self._ids:
-            with get_client(sync_client=True) as client:
-                client.update_artifact(self._ids[key], ArtifactUpdate(data=data, description=about))
-        else:
-            artifact = Artifact(type=kind, key=key, description=about, data=data)
-            self._ids[key] = cast(ArtifactResponse, artifact.create()).id
+        if not self._renewed(key, text, about):
+            self._ids[key] = cast(UUID, create_markdown_artifact(text, key, about))
+
+    def _table(self, what: str, rows: list[dict[str, str]], about: str) -> None:
+        key = artifact_key(self._area, what)
+        if not self._renewed(key, json.dumps(rows), about):
+            self._ids[key] = cast(UUID, create_table_artifact(rows, key, about))
+
+    def _renewed(self, key: str, data: str, about: str) -> bool:
+        """Renew an artifact that this run has made; whether it has."""
+        if key not in self._ids:
+            return False
+        with get_client(sync_client=True) as client:
+            client.update_artifact(self._ids[key], ArtifactUpdate(data=data, description=about))
+        return True

@@ -1,4 +1,5 @@
 import base64
+import json
 from io import BytesIO
 from pathlib import Path
 
@@ -56,6 +57,10 @@ def test_artifacts_can_be_found_by_the_key_of_area_and_subject() -> None:
         "tiles": "table",
         "summary": "markdown",
     }
+    texts = {what: str(artifact.data) for what, artifact in found.items() if artifact}
+    assert texts["summary"].startswith("# Summary: Area\n\n**")
+    assert texts["map"].startswith("# Tiles: Area\n\nlabelled")
+    assert [row["tile"] for row in json.loads(texts["tiles"])] == [record.tile.name for record in RECORDS]
 
 
 @pytest.mark.usefixtures("prefect_server")
