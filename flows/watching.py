@@ -17,7 +17,7 @@ from prefect.logging import get_logger, get_run_logger
 from flows.events import emit
 from flows.follow import CONVERSION, LABELLING, PROCESSING, Pipeline
 from flows.progress import Progress, current_listener, listening, log_progress, tell
-from tasks.errors import BudgetExceeded
+from tasks.errors import BudgetExceeded, EopatchFlowError
 from tasks.ledger import TileState
 from tasks.reasons import Failures, kind_of
 from tasks.report import Board, status_map
@@ -95,7 +95,10 @@ def _span(seconds: float) -> str:
 
 
 class _EngineLines(logging.Filter):
-    """Of what Prefect logs of each task run, the first failure of each kind; each task run's state has its own."""
+    """Of what Prefect logs of each task run, the first failure of each kind that is not told by the flow's own lines.
+
+    Each task run's state has its own message in any case, and the level DEBUG shows all lines.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,8 +107,11 @@ class _EngineLines(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if record.module != "task_engine" or getattr(record, "flow_name", "") != "land-cover":
             return True
-        if record.levelno <= logging.INFO and "Retry" not in record.msg:
-            return logging.getLogger("prefect.task_runs").isEnabledFor(logging.DEBUG)
+        if logging.getLogger("prefect.task_runs").isEnabledFor(logging.DEBUG):
+            return True
+        error = record.exc_info[1] if record.exc_info else None
+        if str(record.msg).startswith("Finished in state") or isinstance(error, EopatchFlowError):
+            return False
         tile = str(getattr(record, "task_run_name", "")).partition("-")[2]
         kind = kind_of(record.getMessage(), tile) if tile else record.getMessage()
         seen = self._seen.setdefault(str(getattr(record, "flow_run_id", "")), set())
@@ -187,7 +193,7 @@ class Watcher:
         ends = {goal, TileState.LABELLED, TileState.NO_DATA, TileState.FAILED}
         done = sum(record.state in ends for record in records)
         about = f"{self._pipeline.order.title}: {done:,} of {len(records):,} tiles have ended"
-        failed = sum(map(len, self.failures.tiles.values()))
+        failed = sum(record.state is TileState.FAILED for record in records)
         self.board.progress(100 * done / max(len(records), 1), about + (f", {failed:,} failed" if failed else ""))
 
     def _failed(self, progress: Progress) -> None:

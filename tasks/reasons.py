@@ -5,7 +5,11 @@ from collections import defaultdict
 
 def kind_of(reason: str, tile_name: str) -> str:
     """Give a reason without the tile's name, so that equal reasons of several tiles are equal text."""
-    return " ".join(reason.replace(tile_name, "…").split())
+    return " ".join(_bare(reason, tile_name).replace(tile_name, "…").split())
+
+
+def _bare(reason: str, tile_name: str) -> str:
+    return reason.removeprefix(f"Tile {tile_name}: ")
 
 
 class Failures:
@@ -24,7 +28,7 @@ class Failures:
         names = self.tiles[kind]
         names.append(tile_name)
         if len(names) == 1:
-            return f"Tile {tile_name} failed: {' '.join(reason.split())}"
+            return f"Tile {tile_name} failed: {' '.join(_bare(reason, tile_name).split())}"
         if str(len(names)).strip("0") == "1":
             return f"{len(names):,} tiles failed so far for this reason: {kind}"
         return ""
@@ -32,7 +36,10 @@ class Failures:
     def lines(self, named: int = 5) -> list[str]:
         """One line a kind, the most frequent first."""
         groups = sorted(self.tiles.items(), key=lambda group: (-len(group[1]), group[0]))
-        return [f"Failed, {len(names):,} tiles ({some(names, named)}): {kind}" for kind, names in groups]
+        return [
+            f"Failed, {len(names):,} tile{'s' if len(names) > 1 else ''} ({some(names, named)}): {kind}"
+            for kind, names in groups
+        ]
 
 
 def some(names: list[str], named: int) -> str:
