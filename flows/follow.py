@@ -3,33 +3,46 @@
 The flow sleeps between two looks at the job; no task does. Tiles in flight are bounded, whatever the number of tiles.
 """
 
+import math
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self, TypeVar, cast
 from uuid import UUID
 
-from prefect import unmapped
 from prefect.futures import PrefectFuture
+from prefect.utilities.annotations import opaque
 
 from flows.order import Order
 from flows.progress import tell, tell_failure
 from flows.spending import Spending
-from tasks.conversion import ConversionRecord, TileFiles, convert
+from tasks.conversion import ConversionRecord, TileFiles, convert, convert_chunk
 from tasks.errors import DeliveryError, EopatchFlowError, Unavailable
 from tasks.evalscript import USERDATA
 from tasks.grid import Tile
 from tasks.ledger import TileRecord, TileState
-from tasks.reference import LabelRecord, PreparedReference, rasterise_reference
+from tasks.reference import LabelRecord, PreparedReference, rasterise_chunk, rasterise_reference
 from tasks.service import Job
 from tasks.tiles import Manifest, Snapshot, TileStatus, is_current, merged, poll, poll_seconds
 
 PROCESSING, CONVERSION, LABELLING = "Process", "Convert", "Label"
 """Names of the stages that a person watches."""
+
+
+MAX_TASK_RUNS = 1000
+"""Task runs of a stage; beyond so many tiles, one run does several: each costs the Prefect server some milliseconds."""
+
+
+T = TypeVar("T")
+
+
+def _taken(queue: deque[T], count: int) -> list[T]:
+    """Take the first items of a queue, up to ``count``."""
+    return [queue.popleft() for _ in range(min(count, len(queue)))]
 
 
 class Pipeline:
@@ -48,7 +61,7 @@ class Pipeline:
         self.request_id = ""
         self._offered: deque[tuple[Tile, TileFiles]] = deque()
         self._unlabelled: deque[Tile] = deque()
-        self._running: dict[UUID, Tile] = {}
+        self._running: dict[UUID, list[Tile]] = {}
         self._ended: SimpleQueue[PrefectFuture[Any]] = SimpleQueue()
         self._total = {CONVERSION: 0, LABELLING: 0}  # tiles that this run has to do
         self._done = {CONVERSION: 0, LABELLING: 0}
@@ -162,45 +175,62 @@ class Pipeline:
             self._start()
 
     def _start(self) -> None:
-        """Label what is converted, and map a conversion over offered tiles: as many as may be in flight."""
+        """Label what is converted, and convert what is offered: as many task runs as may be in flight."""
         at_once = self.order.parameters.run.tiles_at_once
         while self._unlabelled and len(self._running) < at_once:
-            self._label(self._unlabelled.popleft())
-        free = at_once - len(self._running)
-        batch = [self._offered.popleft() for _ in range(min(free, len(self._offered)))]
-        if not batch:
-            return
-        tiles = [tile for tile, _ in batch]
-        futures = convert.map(
-            tiles,
-            [files for _, files in batch],
-            unmapped(self.order.parameters.storage),
-            [self.order.patch_url(tile) for tile in tiles],
-            mapping=unmapped(self.order.mapping),
-            options=unmapped(self.order.parameters.patches),
-            provenance=unmapped(self.order.provenance(self.request_id)),
-        )
-        for tile, future in zip(tiles, futures, strict=True):
-            self._watch(tile, future)
+            self._label(_taken(self._unlabelled, self._chunk_size))
+        while self._offered and len(self._running) < at_once:
+            share = math.ceil(len(self._offered) / (at_once - len(self._running)))
+            self._convert(_taken(self._offered, min(self._chunk_size, share)))
 
-    def _label(self, tile: Tile) -> None:
-        future = rasterise_reference.submit(
-            tile,
-            cast(PreparedReference, self.reference),
-            self.order.parameters.storage,
-            self.order.patch_url(tile),
-            file_format=self.order.parameters.patches.file_format,
-        )
-        self._watch(tile, future)
+    @property
+    def _chunk_size(self) -> int:
+        """Tiles of one task run: one, unless there are too many of them."""
+        return math.ceil(len(self.records) / MAX_TASK_RUNS)
 
-    def _watch(self, tile: Tile, future: PrefectFuture[Any]) -> None:
-        self._running[future.task_run_id] = tile
+    def _convert(self, chunk: Sequence[tuple[Tile, TileFiles]]) -> None:
+        parameters, tiles = self.order.parameters, [tile for tile, _ in chunk]
+        urls = [self.order.patch_url(tile) for tile in tiles]
+        kwargs: dict[str, Any] = {
+            "mapping": self.order.mapping,
+            "options": parameters.patches,
+            "provenance": self.order.provenance(self.request_id),
+        }
+        future: PrefectFuture[Any]
+        if len(chunk) == 1:
+            future = convert.submit(tiles[0], chunk[0][1], parameters.storage, urls[0], **kwargs)
+        else:
+            files = [files for _, files in chunk]
+            future = convert_chunk.submit(opaque(tiles), opaque(files), parameters.storage, opaque(urls), **kwargs)
+        self._watch(tiles, future)
+
+    def _label(self, tiles: Sequence[Tile]) -> None:
+        parameters, reference = self.order.parameters, cast(PreparedReference, self.reference)
+        urls, file_format = [self.order.patch_url(tile) for tile in tiles], parameters.patches.file_format
+        future: PrefectFuture[Any]
+        if len(tiles) == 1:
+            future = rasterise_reference.submit(
+                tiles[0], reference, parameters.storage, urls[0], file_format=file_format
+            )
+        else:
+            future = rasterise_chunk.submit(
+                opaque(tiles), reference, parameters.storage, opaque(urls), file_format=file_format
+            )
+        self._watch(tiles, future)
+
+    def _watch(self, tiles: Sequence[Tile], future: PrefectFuture[Any]) -> None:
+        self._running[future.task_run_id] = list(tiles)
         future.add_done_callback(self._ended.put)
 
-    def _conclude(self, tile: Tile, future: PrefectFuture[Any]) -> None:
-        """Record what became of a tile's conversion or label."""
-        self.touched.add(tile.name)
+    def _conclude(self, tiles: Sequence[Tile], future: PrefectFuture[Any]) -> None:
+        """Record what became of tiles' conversion or label."""
         outcome = future.result(raise_on_failure=False)
+        outcomes = outcome if isinstance(outcome, list) else [outcome] * len(tiles)
+        for tile, one in zip(tiles, outcomes, strict=True):
+            self._conclude_tile(tile, one)
+
+    def _conclude_tile(self, tile: Tile, outcome: object) -> None:
+        self.touched.add(tile.name)
         record = self.records[tile.name]
         match outcome:
             case ConversionRecord(outcome="no data", bytes_written=0):

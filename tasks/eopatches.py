@@ -20,13 +20,14 @@ import json
 import logging
 import shutil
 import tempfile
+import time
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import botocore.exceptions
 import numpy as np
@@ -40,6 +41,9 @@ from prefect.client.schemas.objects import State, TaskRun
 
 GZIP_LEVEL = 2
 """ISA-L's level for arrays: as fast as 1, and smaller."""
+P = ParamSpec("P")
+T = TypeVar("T")
+
 FileFormat = Literal["npy.gz", "zarr"]
 """How arrays are stored: gzipped NumPy files, or zarr (version 2) with one chunk a date."""
 
@@ -220,6 +224,21 @@ def is_transient(error: object) -> bool:
 def network_failed(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
     """Prefect's retry condition for tasks that move files: a bad tile stays bad, a network may come back."""
     return is_transient(state.result(raise_on_failure=False))
+
+
+def outcome_of(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | Exception:
+    """Give what a tile's work gives, or the error that ends it: the other tiles of a chunk go on.
+
+    When the network failed it is repeated, as a task run of its own would be.
+    """
+    for pause in (*RETRY_DELAY_SECONDS, None):
+        try:
+            return work(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - the flow tells it as the tile's reason
+            if pause is None or not is_transient(error):
+                return error
+            time.sleep(pause)
+    raise AssertionError  # the last round returns
 
 
 @contextmanager

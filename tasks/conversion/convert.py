@@ -1,6 +1,7 @@
 """One tile's files become one EOPatch."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from tasks.eopatches import (
     Verdict,
     check_marker,
     network_failed,
+    outcome_of,
     remove_patch,
     write_patch,
 )
@@ -330,3 +332,22 @@ def convert(
     return convert_tile(
         tile, delivered, source, target, folder, mapping=mapping, options=options, provenance=provenance
     )
+
+
+@task(task_run_name="convert-{tiles[0].name}-and-others", cache_policy=NO_CACHE)
+def convert_chunk(
+    tiles: Sequence[Tile],
+    delivered: Sequence[TileFiles],
+    storage: Storage,
+    patch_urls: Sequence[str],
+    *,
+    mapping: FeatureMapping,
+    options: PatchOptions,
+    provenance: Provenance,
+) -> list[ConversionRecord | Exception]:
+    """Convert several tiles in one task run, each on its own: an error is given as that tile's outcome."""
+
+    def one(tile: Tile, files: TileFiles, url: str) -> ConversionRecord:
+        return convert.fn(tile, files, storage, url, mapping=mapping, options=options, provenance=provenance)
+
+    return [outcome_of(one, tile, files, url) for tile, files, url in zip(tiles, delivered, patch_urls, strict=True)]

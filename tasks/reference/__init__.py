@@ -18,6 +18,7 @@ from tasks.reference.rasterise import (
     LabelRecord,
     is_labelled,
     rasterise,
+    rasterise_chunk,
     rasterise_reference,
     rasterise_tile,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "is_labelled",
     "prepare_reference",
     "rasterise",
+    "rasterise_chunk",
     "rasterise_reference",
     "rasterise_tile",
     "reference_source",

@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ from tasks.eopatches import (
     check_marker,
     marker_path,
     network_failed,
+    outcome_of,
 )
 from tasks.errors import TileError
 from tasks.grid import Tile
@@ -143,3 +144,20 @@ def rasterise_reference(
     """Rasterise the reference into the EOPatch at ``patch_url``; see :func:`rasterise_tile`."""
     files, folder = open_filesystem(patch_url, storage)
     return rasterise_tile(prepared, tile, files, folder, file_format)
+
+
+@task(task_run_name="reference-{tiles[0].name}-and-others", cache_policy=NO_CACHE)
+def rasterise_chunk(
+    tiles: Sequence[Tile],
+    prepared: PreparedReference,
+    storage: Storage,
+    patch_urls: Sequence[str],
+    *,
+    file_format: FileFormat,
+) -> list[LabelRecord | Exception]:
+    """Rasterise the reference into several EOPatches in one task run; an error is given as that tile's outcome."""
+
+    def one(tile: Tile, url: str) -> LabelRecord:
+        return rasterise_reference.fn(tile, prepared, storage, url, file_format=file_format)
+
+    return [outcome_of(one, tile, url) for tile, url in zip(tiles, patch_urls, strict=True)]
