@@ -8,7 +8,7 @@ import sys
 import sysconfig
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 from uuid import UUID
@@ -93,7 +93,7 @@ def test_a_request_that_is_to_be_left_goes_on_after_ctrl_c(slow: LandCover, slow
     with running(leaving, tmp_path, PREFECT_API_URL="", PREFECT_HOME=str(tmp_path / "prefect")) as process:
         await_converted(leaving)
         os.killpg(process.pid, signal.SIGINT)
-        _, told = process.communicate(timeout=30)
+        _, told = process.communicate(timeout=60)
     assert process.returncode == 130, told
     assert "goes on and costs, as run.on_abort asks" in told
     assert (lease_of(slow).released, lease_of(slow).on_abort) == (True, "leave")
@@ -193,7 +193,8 @@ def running(parameters: LandCover, folder: Path, **changes: str) -> Iterator[sub
         try:
             yield process
         finally:
-            process.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 @contextmanager
@@ -257,7 +258,7 @@ def was_stopped(request: BatchProcessRequest) -> bool:
     )
 
 
-def eventually(look: Callable[[], T | None], seconds: float = 60) -> T:
+def eventually(look: Callable[[], T | None], seconds: float = 180) -> T:
     """What ``look`` gives as soon as it gives anything."""
     end = time.monotonic() + seconds
     while not (found := look()):
