@@ -17,7 +17,6 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from pydantic import ConfigDict, Field, model_validator
 from sentinelhub import BatchProcessClient
-from sentinelhub.api.batch.process import BatchProcessRequest
 from sentinelhub.api.utils import AccessSpecification
 from shapely.geometry.base import BaseGeometry
 
@@ -181,8 +180,13 @@ def best_job(jobs: Iterable[Job], work: Work, storage: Storage) -> Job | None:
 
 def jobs_of(client: BatchProcessClient, work: Work) -> list[Job]:
     """Give all requests that have this work's fingerprint, newest first, whatever became of them."""
+    return [job for description, job in described_jobs(client) if f"[{work.fingerprint}]" in description]
+
+
+def described_jobs(client: BatchProcessClient) -> list[tuple[str, Job]]:
+    """Give all requests of the account with their descriptions, newest first."""
     listed = call(lambda: list(client.iter_requests(sort="created:desc")))
-    return [job_of(request) for request in listed if f"[{work.fingerprint}]" in _description(request)]
+    return [(str(request.request.get("description") or ""), job_of(request)) for request in listed]
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,9 +206,8 @@ class OwnRequest:
 
 def own_requests(client: BatchProcessClient) -> list[OwnRequest]:
     """Give all requests of the account whose description has a name and fingerprint of ours, newest first."""
-    listed = call(lambda: list(client.iter_requests(sort="created:desc")))
-    found = ((OWN_DESCRIPTION.match(_description(request)), request) for request in listed)
-    return [OwnRequest(match["name"], match["fingerprint"], job_of(request)) for match, request in found if match]
+    found = ((OWN_DESCRIPTION.match(description), job) for description, job in described_jobs(client))
+    return [OwnRequest(match["name"], match["fingerprint"], job) for match, job in found if match]
 
 
 def check_not_paid(jobs: Iterable[Job], limits: Limits) -> None:
@@ -463,10 +466,6 @@ def _wait_for(look: Callable[[], Job | None], seconds: float) -> Job | None:
         time.sleep(pause)
         pause = min(pause * 1.5, 30.0)
     return found
-
-
-def _description(request: BatchProcessRequest) -> str:
-    return str(request.request.get("description") or "")
 
 
 def _has_data(job: Job, work: Work, storage: Storage) -> bool:

@@ -18,10 +18,10 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from sentinelhub import BatchProcessClient
 
-from tasks.batch import Work, create_job, upload_geopackage
+from tasks.batch import Work, create_job, described_jobs, upload_geopackage
 from tasks.grid import Tile
 from tasks.ledger import fingerprint
-from tasks.service import Job, Service, call, connect, job_of
+from tasks.service import Job, Service, connect
 from tasks.storage import Storage
 
 
@@ -65,9 +65,8 @@ def with_outlines(tiles: Iterable[Tile], planned: Iterable[Tile]) -> list[Tile]:
 
 def find_repairs(client: BatchProcessClient, request_id: str) -> list[Job]:
     """Find the repairs of a request, oldest first, whatever became of them."""
-    listed = call(lambda: list(client.iter_requests(sort="created:desc")))
     mark = f", {_mark(request_id)} ["
-    return [job_of(one) for one in reversed(listed) if mark in str(one.request.get("description") or "")]
+    return [job for description, job in reversed(described_jobs(client)) if mark in description]
 
 
 def _mark(request_id: str) -> str:
