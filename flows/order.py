@@ -42,7 +42,7 @@ from tasks.plan import (
     slug,
     survey,
 )
-from tasks.pricing import has_floats, priced_bands, tile_price_pu
+from tasks.pricing import batch_price_pu
 from tasks.reference import PreparedReference, ReferenceSource, check_reference, is_labelled, prepare_reference
 from tasks.service import Service
 from tasks.storage import Storage, check_writable, open_filesystem, s3_keys
@@ -110,9 +110,7 @@ class Order:
         """Put a processed tile's samples into its record, and its bill by the published rule."""
         if samples is None:
             return record
-        floats, pixels = has_floats(self.script), record.tile.width * record.tile.height
-        price = tile_price_pu(pixels, priced_bands(self.script.input_bands), samples, float_output=floats)
-        return replace(record, samples=samples, price_pu=price)
+        return replace(record, samples=samples, price_pu=batch_price_pu(record.tile, samples, self.script))
 
 
 class Problems:

@@ -219,7 +219,8 @@ def preview(wish: Wish) -> Preview:
     with _told_how_to_start(wish.service):
         found = _acquisitions(wish, [*tiles, window])
         samples = samples_of([*tiles, window], found, script.mosaicking)
-        _check_not_empty(wish, int(samples[-1]), scenes_of(tiles, found))
+        scenes = scenes_of(tiles, found)
+        _check_not_empty(wish, int(samples[-1]), scenes)
         answer = _bought(wish, script, output, window)
     picture = picture_of(answer.content, output)
     wish.file.write_bytes(picture.png)
@@ -233,7 +234,7 @@ def preview(wish: Wish) -> Preview:
         spent_pu=answer.spent_pu,
         window_samples=int(samples[-1]),
         tiles=tuple(tiles),
-        acquisitions=scenes_of(tiles, found),
+        acquisitions=scenes,
         samples=samples[:-1],
     )
 
@@ -341,7 +342,7 @@ def _window_price_text(found: Preview) -> str:
 
 def _batch_price_text(found: Preview) -> str:
     price = found.batch_price
-    if price.low == price.high:
+    if price.certain:
         least = " (the least that a request costs)" if price.high == MIN_REQUEST_PU else ""
         return f"{price.high:,.2f} PU{least}"
     return f"{price.likely:,.2f} PU {_share_text(found)}; from {price.low:,.2f} to {price.high:,.2f} PU"

@@ -98,6 +98,13 @@ def _full_price_pu(pixels: int, bands: int, samples: float, *, float_output: boo
     return area * bands / UNIT_BANDS * (2 if float_output else 1) * samples
 
 
+def batch_price_pu(tile: Tile, samples: float, script: Script) -> float:
+    """Price of a tile in a batch request, by what the script reads and makes; see :func:`tile_price_pu`."""
+    return tile_price_pu(
+        tile.width * tile.height, priced_bands(script.input_bands), samples, float_output=has_floats(script)
+    )
+
+
 # ---- samples to be expected ----
 
 
@@ -154,8 +161,7 @@ def usual_samples(days: int, script: Script) -> Range:
 
 def tile_price(tile: Tile, samples: Range, script: Script) -> Range:
     """Price of a tile in a batch request, PU."""
-    arguments = tile.width * tile.height, priced_bands(script.input_bands)
-    return Range(*(tile_price_pu(*arguments, count, float_output=has_floats(script)) for count in samples))
+    return Range(*(batch_price_pu(tile, count, script) for count in samples))
 
 
 def process_price(tile: Tile, samples: Range, script: Script) -> Range:
