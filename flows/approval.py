@@ -31,7 +31,7 @@ from tasks.errors import BudgetExceeded
 from tasks.pricing import Range
 from tasks.report import Plan
 from tasks.service import Job
-from tasks.storage import Storage, open_filesystem
+from tasks.storage import Storage, read_file, write_file
 from tasks.tiles import Manifest, read_manifest
 
 APPROVALS = "/report/approvals.json"
@@ -138,7 +138,7 @@ def agree(order: Order, plan: Plan, job: Job) -> tuple[Manifest, Plan]:
         BudgetExceeded: the price of the manifest's tiles is above ``limits.max_pu``, or nobody approves it.
     """
     manifest = read_manifest(order.parameters.storage, job.id)
-    if job.status not in {"PROCESSING", "DONE"}:
+    if not job.under_way:
         plan = binding_plan(order, plan, manifest.tiles)
         announce(order, plan)
         price, limits = plan.price_pu, order.parameters.limits
@@ -279,13 +279,12 @@ def _approved(question: Question, cap_pu: float, by: str, how: str) -> Approved:
 
 def _earlier(folder: str, storage: Storage) -> list[Approved]:
     """Approvals of earlier runs; none when the file is missing, or is not what a run writes."""
-    files, path = open_filesystem(folder + APPROVALS, storage)
     try:
-        return [Approved(**one) for one in json.loads(files.cat_file(path))]
+        return [Approved(**one) for one in json.loads(read_file(folder + APPROVALS, storage))]
     except (FileNotFoundError, ValueError, TypeError):
         return []
 
 
 def _remember(folder: str, storage: Storage, approvals: Iterable[Approved]) -> None:
-    files, path = open_filesystem(folder + APPROVALS, storage)
-    files.pipe_file(path, json.dumps([asdict(one) for one in approvals], indent=2).encode())
+    content = json.dumps([asdict(one) for one in approvals], indent=2)
+    write_file(folder + APPROVALS, content.encode(), storage)

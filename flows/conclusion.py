@@ -30,7 +30,7 @@ from tasks.report import (
     summary_markdown,
 )
 from tasks.service import Job, connect
-from tasks.storage import Storage, open_filesystem
+from tasks.storage import Storage, open_filesystem, read_file, write_file
 
 REPORT = "Report"
 
@@ -65,7 +65,7 @@ def draw_quicklook(order: Order, tile: Tile, target: str) -> None:
     """Draw the quick-look of a tile's EOPatch, a PNG, to ``target``."""
     storage = order.parameters.storage
     files, folder = open_filesystem(order.patch_url(tile), storage)
-    _write(target, quicklook_of(files, folder, tile.name, _features(order).get("BANDS", ())), storage)
+    write_file(target, quicklook_of(files, folder, tile.name, _features(order).get("BANDS", ())), storage)
 
 
 def draw_quicklooks(order: Order, pipeline: Pipeline) -> dict[str, str]:
@@ -123,13 +123,13 @@ def conclude(
         cost_pu=None if job is None else sum(one.cost_pu for one in (job, *pipeline.repairs)),
         endpoint_url=storage.endpoint_url or "",
     )
-    _write(places["Tile status map"], picture, storage)
+    write_file(places["Tile status map"], picture, storage)
     beside = {name: f"quicklooks/{name}.png" for name in pictures}
-    _write(places["Summary"], summary_markdown(report, beside).encode(), storage)
+    write_file(places["Summary"], summary_markdown(report, beside).encode(), storage)
     _write_ledger(places["Ledger"], records, storage)
     board.tiles(title, records, picture)
     tell("Results", note=f"{order.folder}, with eopatches, ledger.gpkg and report/summary.md")
-    board.summary(report, {name: _read(url, storage) for name, url in pictures.items()})
+    board.summary(report, {name: read_file(url, storage) for name, url in pictures.items()})
     return Summary(
         message=message,
         folder=order.folder,
@@ -198,18 +198,8 @@ def _exists(order: Order, url: str) -> bool:
     return bool(files.exists(path))
 
 
-def _read(url: str, storage: Storage) -> bytes:
-    files, path = open_filesystem(url, storage)
-    return bytes(files.cat_file(path))
-
-
-def _write(url: str, content: bytes, storage: Storage) -> None:
-    files, path = open_filesystem(url, storage)
-    files.pipe_file(path, content)
-
-
 def _write_ledger(url: str, records: Sequence[TileRecord], storage: Storage) -> None:
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder) / "ledger.gpkg"
         write_ledger(records, local)
-        _write(url, local.read_bytes(), storage)
+        write_file(url, local.read_bytes(), storage)

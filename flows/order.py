@@ -45,7 +45,7 @@ from tasks.plan import (
 from tasks.pricing import batch_price_pu
 from tasks.reference import PreparedReference, ReferenceSource, check_reference, is_labelled, prepare_reference
 from tasks.service import Service
-from tasks.storage import Storage, check_writable, open_filesystem, s3_keys
+from tasks.storage import Storage, check_writable, open_filesystem, read_file, s3_keys
 
 T = TypeVar("T")
 
@@ -231,11 +231,10 @@ def survey_order(order: Order) -> list[TileRecord]:
 
 def earlier_records(order: Order) -> dict[str, TileRecord]:
     """What the ledger of earlier runs tells, by tile name; nothing when there is none, or it is damaged."""
-    files, path = open_filesystem(f"{order.folder}/ledger.gpkg", order.parameters.storage)
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder) / "ledger.gpkg"
         try:
-            local.write_bytes(files.cat_file(path))
+            local.write_bytes(read_file(f"{order.folder}/ledger.gpkg", order.parameters.storage))
             return {record.tile.name: record for record in read_ledger(local)}
         except FileNotFoundError:
             return {}

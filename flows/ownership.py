@@ -129,7 +129,7 @@ class Ownership:
         """Whether this run has started the request, or an earlier one in this place, whose lease tells of the work."""
         before = self._holding.before
         ours = before is not None and before.lease.fingerprint == self._order.work.fingerprint
-        return ours or job.status not in {"PROCESSING", "DONE"}
+        return ours or not job.under_way
 
     def _end(self, job: Job) -> str:
         """Do with the request what was asked for; what was done, and how to go on."""

@@ -35,7 +35,7 @@ from tasks.pricing import (
 )
 from tasks.report import Plan, TilePlan, is_missing, plan_json, publish_plan, write_plan
 from tasks.service import Job, connect, connect_catalog
-from tasks.storage import open_filesystem
+from tasks.storage import write_file
 
 PATIENCE_SECONDS = 60.0
 """How long the Catalog is asked for before the usual numbers of acquisitions have to do."""
@@ -102,11 +102,11 @@ def with_estimates(records: Iterable[TileRecord], plan: Plan) -> list[TileRecord
 def announce(order: Order, plan: Plan) -> None:
     """Publish the plan as artifacts, write it beside the data, and tell it to whoever watches."""
     publish_plan(order.parameters.area.name, plan)
-    files, folder = open_filesystem(f"{order.folder}/report", order.parameters.storage)
-    files.pipe_file(f"{folder}/plan.json", plan_json(plan).encode())
+    report, storage = f"{order.folder}/report", order.parameters.storage
+    write_file(f"{report}/plan.json", plan_json(plan).encode(), storage)
     with tempfile.TemporaryDirectory(prefix="eopatch-flow-") as local:
         write_plan(plan, Path(local) / "plan.gpkg")
-        files.pipe_file(f"{folder}/plan.gpkg", (Path(local) / "plan.gpkg").read_bytes())
+        write_file(f"{report}/plan.gpkg", (Path(local) / "plan.gpkg").read_bytes(), storage)
     tell("Plan", len(plan.tiles), len(plan.tiles), _note(plan))
     low, likely, high = plan.price_pu
     kind = "binding" if plan.binding else "provisional"

@@ -114,9 +114,7 @@ def _take_up(pipeline: Pipeline, bill: Bill, job: Job, ownership: Ownership) -> 
     names = pipeline.damaged & {tile.name for tile in manifest.tiles}
     if not names:
         return
-    if job.status not in {"PROCESSING", "DONE"} and not (
-        pipeline.order.parameters.limits.repair and bill.allows(manifest.tiles, job.id)
-    ):
+    if not job.under_way and not (pipeline.order.parameters.limits.repair and bill.allows(manifest.tiles, job.id)):
         return
     ownership.note_request(job)
     pipeline.reopen(names)

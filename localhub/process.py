@@ -11,8 +11,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from localhub.archive import ArchiveSource
-from localhub.engine import Evalscript, EvalscriptError, Output
-from localhub.engine.errors import SCRIPT_NAME, invalid
+from localhub.engine import Evalscript, Output
+from localhub.engine.errors import invalid, ran_longer_than, stopped
 from localhub.pricing import process_cost
 from localhub.process_payload import Format, ProcessBody, Response
 from localhub.raster import RasterStack
@@ -117,7 +117,7 @@ def _until(end: float, seconds: float, stack: RasterStack) -> Write:
 
     def write(first_row: int, values: Mapping[str, NDArray[Any]]) -> None:
         if time.monotonic() > end:
-            raise EvalscriptError(f"Failed to evaluate script!\n{SCRIPT_NAME}: it ran longer than {seconds:g} s.")
+            raise stopped(ran_longer_than(seconds))
         stack.write(first_row, values)
 
     return write

@@ -90,6 +90,11 @@ class Job:
         """Whether the service does nothing more for it by itself."""
         return self.status in {"DONE", "FAILED", "STOPPED"}
 
+    @property
+    def under_way(self) -> bool:
+        """Whether it is processed, or done: what it costs has been agreed on."""
+        return self.status in {"PROCESSING", "DONE"}
+
 
 class BoundedSession(SentinelHubSession):
     """A token of the service, got when it is needed, by one call that has a bound of time."""

@@ -143,6 +143,18 @@ def open_filesystem(url: str, storage: Storage) -> tuple[fsspec.AbstractFileSyst
     return _s3(storage, S3_SETTINGS), url.removeprefix("s3://")
 
 
+def read_file(url: str, storage: Storage) -> bytes:
+    """Content of a small file; raises FileNotFoundError when there is none."""
+    files, path = open_filesystem(url, storage)
+    return bytes(files.cat_file(path))
+
+
+def write_file(url: str, content: bytes, storage: Storage) -> None:
+    """Write a small file, or replace it."""
+    files, path = open_filesystem(url, storage)
+    files.pipe_file(path, content)
+
+
 def service_files(tiles_url: str, request_id: str, name: str) -> Iterator[str]:
     """Paths where the service may keep a file about a request, likeliest first.
 
