@@ -5,6 +5,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import sysconfig
 import zlib
 from collections.abc import Iterator
 from contextlib import closing
@@ -21,9 +22,11 @@ from localhub.sample import SampleInfo
 from localhub.seaweed import SeaweedFS
 from localhub.server import LocalHub
 from localhub.settings import Settings
-from tests.flows.killing import LONGEST_SECONDS, PROGRAM, ROOT
 from tests.localhub.watching import faults
 
+PROGRAM = Path(sysconfig.get_path("scripts")) / "eopatch-flow"
+ROOT = Path(__file__).parents[2]
+LONGEST_SECONDS = 240
 CLIENT_ID = "marked-client"
 CLIENT_SECRET = "MARK-client+secret/9fK="
 S3_SECRET = "MARK-s3+secret/Zq7="

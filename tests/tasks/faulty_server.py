@@ -1,14 +1,14 @@
 """A third party's faults, over real HTTP: a server on loopback that fails as told, before or behind another server."""
 
 import json
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Any, Self
+from http.server import BaseHTTPRequestHandler
+from typing import Any
 
 import requests
+
+from tests.loopback import LoopbackServer
 
 TOKEN = {"access_token": "a.b.c", "expires_in": 3600, "token_type": "Bearer"}
 
@@ -28,19 +28,14 @@ class Fault:
     executed: bool = False
 
 
-class FaultyServer:
+class FaultyServer(LoopbackServer):
     """Hands requests on to `upstream`, or without one gives tokens and empty lists, except where a fault is due."""
 
     def __init__(self, upstream: str = "", faults: tuple[Fault, ...] = ()) -> None:
         self.upstream = upstream
         self.faults = list(faults)
         self.seen: list[tuple[str, str]] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"owner": self}))
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
-
-    @property
-    def base_url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_port}"
+        super().__init__(_Handler, owner=self)
 
     def count(self, method: str, ending: str) -> int:
         return sum(1 for one, path in self.seen if one == method and path.endswith(ending))
@@ -50,16 +45,6 @@ class FaultyServer:
         if due is not None:
             self.faults.remove(due)
         return due
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -4,16 +4,17 @@ import hashlib
 import threading
 import time
 from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Literal, Self
+from http.server import BaseHTTPRequestHandler
+from typing import Literal
 
 import s3fs
+
+from tests.loopback import LoopbackServer
 
 Conditions = Literal["honoured", "ignored", "refused"]
 
 
-class ObjectStore:
+class ObjectStore(LoopbackServer):
     """Gives and takes objects.
 
     Args:
@@ -30,28 +31,17 @@ class ObjectStore:
         self.lose_answer: Literal["", "dropped", "error"] = ""
         self.objects: dict[str, tuple[bytes, float]] = {}
         self.lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"store": self}))
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+        super().__init__(_Handler, store=self)
 
     def files(self) -> s3fs.S3FileSystem:
         """A client of its own, which does not repeat what fails."""
-        client = {"endpoint_url": f"http://127.0.0.1:{self._server.server_port}"}
+        client = {"endpoint_url": self.base_url}
         once = {"retries": {"max_attempts": 0}}
         files = s3fs.S3FileSystem(
             key="key", secret="secret", client_kwargs=client, config_kwargs=once, skip_instance_cache=True
         )
         files.retries = 1
         return files
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
 
 def etag(content: bytes) -> str:

@@ -1,18 +1,17 @@
 """A proxy on loopback that passes everything on and keeps what it saw."""
 
 import http.client
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Any, Self
+from http.server import BaseHTTPRequestHandler
+from typing import Any
 from urllib.parse import urlsplit
 
 from tests.localhub.conformance.description import Exchange
+from tests.loopback import LoopbackServer
 
 _OF_THE_CONNECTION = frozenset({"connection", "content-length", "date", "server", "transfer-encoding"})
 
 
-class RecordingProxy:
+class RecordingProxy(LoopbackServer):
     """A proxy before one server, for as long as the context lasts.
 
     Args:
@@ -22,28 +21,13 @@ class RecordingProxy:
     def __init__(self, upstream: str) -> None:
         self.exchanges: list[Exchange] = []
         self._netloc = urlsplit(upstream).netloc
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": self}))
-
-    @property
-    def base_url(self) -> str:
-        """Address without a trailing slash."""
-        return f"http://127.0.0.1:{self._server.server_port}"
+        super().__init__(_Handler, proxy=self)
 
     def passed_on(self, method: str, target: str, headers: dict[str, str], body: bytes) -> Exchange:
         """Pass a request on as it came, the host's name included, which is signed for; the answer is kept too."""
         answer = _answer(self._netloc, method, target, headers, body)
         self.exchanges.append(answer)
         return answer
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
 
 class _Handler(BaseHTTPRequestHandler):

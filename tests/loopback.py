@@ -1,0 +1,33 @@
+"""Servers that stand in for third parties: HTTP on a free port of loopback, for as long as a context lasts."""
+
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any, Self
+
+
+class LoopbackServer:
+    """Answers requests, each in a thread of its own.
+
+    Args:
+        handler: of one request.
+        attributes: that every handler has.
+    """
+
+    def __init__(self, handler: type[BaseHTTPRequestHandler], **attributes: Any) -> None:
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (handler,), attributes))
+
+    @property
+    def base_url(self) -> str:
+        """Address without a trailing slash."""
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()
