@@ -1,6 +1,7 @@
 """Why tiles failed: equal reasons are one kind, whatever the tile, and are counted instead of repeated."""
 
 from collections import defaultdict
+from collections.abc import Mapping
 
 
 def kind_of(reason: str, tile_name: str) -> str:
@@ -35,11 +36,15 @@ class Failures:
 
     def lines(self, named: int = 5) -> list[str]:
         """One line a kind, the most frequent first."""
-        groups = sorted(self.tiles.items(), key=lambda group: (-len(group[1]), group[0]))
         return [
             f"Failed, {len(names):,} tile{'s' if len(names) > 1 else ''} ({some(names, named)}): {kind}"
-            for kind, names in groups
+            for kind, names in by_frequency(self.tiles)
         ]
+
+
+def by_frequency(groups: Mapping[str, list[str]]) -> list[tuple[str, list[str]]]:
+    """Give groups of names, the largest first."""
+    return sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
 
 
 def some(names: list[str], named: int) -> str:

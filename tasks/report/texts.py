@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from tasks.ledger import TileRecord, TileState
-from tasks.reasons import kind_of, some
+from tasks.reasons import by_frequency, kind_of, some
 from tasks.report.bill import bill_markdown
 from tasks.report.markdown import bullets, escaped, joined, table
 from tasks.report.pictures import STATE_STYLES
@@ -151,8 +151,7 @@ def _reasons_text(records: Iterable[TileRecord]) -> str:
             tiles[_shortened(kind_of(record.reason, record.tile.name))].append(record.tile.name)
     if not tiles:
         return ""
-    groups = sorted(tiles.items(), key=lambda group: (-len(group[1]), group[0]))
-    rows = [(why, f"{len(names):,}", some(names, _NAMED)) for why, names in groups]
+    rows = [(why, f"{len(names):,}", some(names, _NAMED)) for why, names in by_frequency(tiles)]
     return table(("Reason", "Tiles", "Which"), rows)
 
 
