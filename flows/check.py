@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from localhub.engine import Output
-from localhub.engine.limits import Limits, impose
+from localhub.engine.limits import Limits, imposing
 from localhub.engine.script import is_version_3
 from localhub.trial.check import TILE_PIXELS, Reading, Report, Trial, check
 from tasks.errors import InvalidInput
@@ -61,10 +61,10 @@ def check_all(paths: Iterable[Path], trial: Trial) -> Iterator[Checked]:
     Raises:
         InvalidInput: there is no such file or folder, or no file in it is JavaScript, or one cannot be opened.
     """
-    impose(LIMITS)
-    for path in paths:
-        for file in _files(path):
-            yield _checked(file, trial, is_meant=file == path)
+    with imposing(LIMITS):
+        for path in paths:
+            for file in _files(path):
+                yield _checked(file, trial, is_meant=file == path)
 
 
 def _checked(file: Path, trial: Trial, *, is_meant: bool) -> Checked:

@@ -3,6 +3,8 @@
 import os
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -28,6 +30,17 @@ _imposed = [DEFAULTS]
 def impose(limits: Limits) -> None:
     """Let these limits hold for every script that this process loads from now on."""
     _imposed[0] = limits
+
+
+@contextmanager
+def imposing(limits: Limits) -> Iterator[None]:
+    """Let these limits hold for every script that this process loads within the block."""
+    before = imposed()
+    impose(limits)
+    try:
+        yield
+    finally:
+        impose(before)
 
 
 def imposed() -> Limits:

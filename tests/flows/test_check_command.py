@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from flows.check import trial_of
 from flows.cli import app
+from localhub.engine.limits import DEFAULTS, imposed
 from tasks.errors import InvalidInput
 
 TRUE_COLOUR = "//VERSION=3\nreturn [2.5 * B04, 2.5 * B03, 2.5 * B02];\n"
@@ -42,6 +43,11 @@ def test_a_script_is_told_of(scripts: Path) -> None:
         "1 of 1 evalscripts run.",
     ]
     assert result.exit_code == 0
+
+
+def test_nothing_is_left_of_the_limits_in_this_process(scripts: Path) -> None:
+    CliRunner().invoke(app, ["check", str(scripts)])
+    assert imposed() == DEFAULTS
 
 
 def test_a_folder_is_gone_through_and_a_failure_ends_with_status_1(scripts: Path) -> None:

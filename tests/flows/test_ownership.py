@@ -120,9 +120,9 @@ def test_a_second_run_waits_for_the_first_or_says_who_has_the_work(
 def test_a_run_that_lasts_too_long_stops_its_request_and_is_told_when_it_can_go_on(
     parameters: LandCover, small_hub: LocalHub
 ) -> None:
-    """Of a service that has the documented 30 minutes."""
-    short = changed(parameters, run={"timeout_hours": 3 / 3600, "poll_seconds": 1})
-    with faults(small_hub, tile_seconds=TILE_SECONDS):
+    """Of a service that has the documented 30 minutes. Of the job's four tiles at most three are begun by then."""
+    short = changed(parameters, run={"timeout_hours": 10 / 3600, "poll_seconds": 1})
+    with faults(small_hub, tile_seconds=10):
         with pytest.raises(RunTimedOut, match=r"as long as run\.timeout_hours allows\. Request .* was stopped"):
             run(short)
         stopped = wait_for(client_of(small_hub), only_request(parameters, small_hub))

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from localhub.engine import Output
-from localhub.engine.limits import DEFAULTS, Limits, impose
+from localhub.engine.limits import Limits, imposing
 from localhub.trial.check import Reading, Trial, check, days_of
 
 TRIAL = Trial(date(2026, 8, 31))
@@ -191,13 +191,10 @@ def test_a_script_that_keeps_no_acquisition_and_then_fails_is_told_of_the_days()
 
 
 def test_an_endless_script_is_stopped_and_the_next_one_runs() -> None:
-    impose(Limits(call_seconds=0.3))
-    try:
+    with imposing(Limits(call_seconds=0.3)):
         endless = check(pixel("for (;;);"), TRIAL)
         assert "it ran longer than 0.3 s" in endless.error
         assert check("//VERSION=3\nreturn [B04]", TRIAL).error == ""
-    finally:
-        impose(DEFAULTS)
 
 
 def test_lengths_that_differ_and_what_is_printed_are_noted() -> None:
