@@ -13,6 +13,7 @@ from pydantic import SecretStr
 from localhub.seaweed import SeaweedFS
 from localhub.server import LocalHub
 from localhub.settings import Settings
+from tests.postgres import Postgres, is_installed
 from tests.tasks.orbits import write_archive
 
 ROOT = Path(__file__).parents[1]
@@ -59,6 +60,15 @@ def prefect_server() -> Iterator[None]:
     """A real Prefect server with an empty database, once a session."""
     with prefect_test_harness(server_startup_timeout=120):
         yield
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    """A real PostgreSQL, once a session; tests make databases of their own in it."""
+    if not is_installed():
+        pytest.skip("PostgreSQL is not installed; install it with: apt-get install postgresql")
+    with Postgres(tmp_path_factory.mktemp("postgres") / "cluster") as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
