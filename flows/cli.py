@@ -1,4 +1,4 @@
-"""The command line: ``eopatch-flow run | plan | check | preview | localhub | demo``.
+"""The command line: ``eopatch-flow run | plan | check | preview | localhub | demo | schema``.
 
 Prefect and the geospatial libraries are imported by the commands, after the settings that they read at import, and so
 that ``--help`` answers at once.
@@ -15,8 +15,12 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from flows.exits import INTERRUPTED, exit_help, exit_status
+
 if TYPE_CHECKING:
     from flows.conclusion import Summary
+    from flows.parameters import LandCover
+    from tasks.report import Plan
 
 CLI_SETTINGS = {
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the progress shown here takes the place of the log
@@ -24,11 +28,21 @@ CLI_SETTINGS = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
 }
 
-INTERRUPTED = 130
-"""Exit status of a program that was interrupted, as shells have it."""
+
+def _examples(*lines: str, more: str = "") -> str:
+    """The end of a command's help: examples, each on a line of its own, and what else there is to know."""
+    return "\n".join(["Examples:", *lines, *(["", more] if more else [])])
+
 
 app = typer.Typer(
     help="From an area to labelled EOPatches, by Sentinel Hub's Batch Processing API.",
+    epilog=_examples(
+        "eopatch-flow demo                    everything here, without an account",
+        "eopatch-flow localhub                the demo's servers, until Ctrl-C",
+        "eopatch-flow plan docs/sample.yaml   tiles and price; nothing is bought",
+        "eopatch-flow run docs/sample.yaml    the whole flow",
+        more=exit_help(),
+    ),
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -37,15 +51,36 @@ app = typer.Typer(
 Config = Annotated[Path, typer.Argument(help="YAML or JSON file with the flow's parameters.", metavar="CONFIG")]
 
 
-@app.command()
-def run(config: Config) -> None:
-    """Run the flow: order, follow, convert, label."""
+@app.command(
+    epilog=_examples(
+        "eopatch-flow run sample.yaml --dry-run    check all, tell the price",
+        "eopatch-flow run sample.yaml              order, follow, convert, label",
+        "eopatch-flow run sample.yaml > run.log    plain lines instead of bars",
+        more=exit_help(),
+    )
+)
+def run(
+    config: Config,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check what a run checks, show its plan and end. Nothing is bought.")
+    ] = False,
+) -> None:
+    """Run the flow: order, follow, convert, label.
+
+    CONFIG has the flow's parameters; what is left out has its default, on the servers of 'eopatch-flow localhub'. One
+    line is a start: area: {name: Fields, bbox: [15.90, 46.38, 15.95, 46.42]}
+
+    A run that was interrupted goes on where it was when it is called again: nothing is bought twice.
+    """
     from flows.land_cover import land_cover
     from flows.parameters import read_config
     from flows.server import wake_prefect
     from flows.terminal import watched
 
     parameters = read_config(config)
+    if dry_run:
+        _show_plan(parameters, with_service=True)
+        return
     wake_prefect()
     with _interruptible(), watched():
         arguments = {name: getattr(parameters, name) for name in type(parameters).model_fields}
@@ -53,7 +88,13 @@ def run(config: Config) -> None:
     _show(summary)
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "eopatch-flow plan sample.yaml",
+        "eopatch-flow plan sample.yaml --json plan.json --geopackage tiles.gpkg",
+        more=exit_help(),
+    )
+)
 def plan(
     config: Config,
     as_json: Annotated[Path | None, typer.Option("--json", help="File to write the plan to, as JSON.")] = None,
@@ -62,25 +103,40 @@ def plan(
     ] = None,
 ) -> None:
     """Show tiles, dates, acquisitions, price and what exists already. Nothing is created or bought."""
-    from rich.console import Console
-    from rich.markdown import Markdown
-
-    from flows.order import prepare, survey_order
     from flows.parameters import read_config
-    from flows.planning import make_plan
-    from tasks.report import plan_json, plan_markdown, write_plan
+    from tasks.report import plan_json, write_plan
 
-    order = prepare(read_config(config))
-    found = make_plan(order, survey_order(order))
-    Console().print(Markdown(plan_markdown(found)))
-    typer.echo(found.request)
+    found = _show_plan(read_config(config))
     if as_json is not None:
         as_json.write_text(plan_json(found), encoding="utf-8")
     if geopackage is not None:
         write_plan(found, geopackage)
 
 
-@app.command("check")
+@app.command(
+    epilog=_examples(
+        "eopatch-flow schema > config.schema.json",
+        more="First line of a YAML file:\n  # yaml-language-server: $schema=config.schema.json",
+    )
+)
+def schema() -> None:
+    """Print the JSON schema of CONFIG, by which editors complete and check it.
+
+    A YAML file names it in a comment, a JSON file in a key "$schema".
+    """
+    from flows.schema import schema_text
+
+    typer.echo(schema_text(), nl=False)
+
+
+@app.command(
+    "check",
+    epilog=_examples(
+        "eopatch-flow check evalscripts",
+        "eopatch-flow check ndvi.js --acquisitions 40 --end 2024-06-30",
+        "eopatch-flow check radar.js --bands VV,VH --json",
+    ),
+)
 def check_scripts(
     paths: Annotated[list[Path], typer.Argument(help="Evalscripts, or folders with some.", metavar="SCRIPT_OR_FOLDER")],
     acquisitions: Annotated[int, typer.Option(help="Made-up acquisitions in a year.", min=1, max=366)] = 12,
@@ -112,7 +168,12 @@ def check_scripts(
     raise typer.Exit(any(checked.state == "fails" for checked in results))
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "eopatch-flow preview ndvi.js --bbox 15.70,46.335,16.02,46.475 --period 2019-06-01/2019-08-31",
+        more=exit_help(),
+    )
+)
 def preview(  # noqa: PLR0913, PLR0917 - each is an option that a person gives
     script: Annotated[Path, typer.Argument(help="File with an evalscript (V3).", metavar="SCRIPT")],
     bbox: Annotated[str, typer.Option(help="The whole area: W,S,E,N in degrees.", metavar="W,S,E,N")],
@@ -151,7 +212,13 @@ def preview(  # noqa: PLR0913, PLR0917 - each is an option that a person gives
     typer.echo(preview_text(buy_window(read_wish(wish))))
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "eopatch-flow localhub",
+        "eopatch-flow localhub --archive my-scenes --account-pu 500",
+        "eopatch-flow localhub --faults faults.yaml --port 0 --s3-port 0",
+    )
+)
 def localhub(
     folder: Annotated[Path, typer.Option(help="Keeps buckets, jobs and the sample archive.")] = Path("localhub-data"),
     archive: Annotated[
@@ -206,7 +273,11 @@ def localhub(
                 raise ServerError(f"A server ended by itself; its log lies in {folder}.")
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "eopatch-flow demo", "eopatch-flow demo --folder /tmp/demo    again: nothing is bought or made twice"
+    )
+)
 def demo(
     folder: Annotated[Path, typer.Option(help="Keeps results, buckets, jobs and the sample archive.")] = Path("demo"),
 ) -> None:
@@ -220,7 +291,7 @@ def demo(
 
 
 def main() -> None:
-    """Run the command line; an error of ours, of files or of the network ends it with its message and status 1."""
+    """Run the command line; an error of ours, of files or of the network ends it with its message and its status."""
     os.environ.update({name: value for name, value in CLI_SETTINGS.items() if name not in os.environ})
     from botocore.exceptions import BotoCoreError
 
@@ -231,10 +302,12 @@ def main() -> None:
 
     try:
         app()
-    except (EopatchFlowError, ObjectStoreError, ServerError, SampleError) as error:
-        sys.exit(f"eopatch-flow: {error}")
-    except (OSError, BotoCoreError) as error:
-        sys.exit(f"eopatch-flow: {error!r}\nA file or the network failed. Run again: what is done is not repeated.")
+    except (EopatchFlowError, ObjectStoreError, ServerError, SampleError, OSError, BotoCoreError) as error:
+        text = f"eopatch-flow: {error}"
+        if isinstance(error, OSError | BotoCoreError):
+            text = f"eopatch-flow: {error!r}\nA file or the network failed. Run again: what is done is not repeated."
+        typer.echo(text, err=True)
+        sys.exit(exit_status(error))
 
 
 @contextmanager
@@ -245,7 +318,7 @@ def _interruptible() -> Iterator[None]:
         yield
     except KeyboardInterrupt as interrupt:
         typer.echo("\n".join(["eopatch-flow: interrupted.", *_notes(interrupt)]), err=True)
-        raise typer.Exit(INTERRUPTED) from interrupt
+        raise typer.Exit(INTERRUPTED.status) from interrupt
 
 
 def _notes(error: BaseException | None) -> Iterator[str]:
@@ -253,6 +326,29 @@ def _notes(error: BaseException | None) -> Iterator[str]:
     while error is not None:
         yield from getattr(error, "__notes__", ())
         error = error.__context__
+
+
+def _show_plan(parameters: "LandCover", *, with_service: bool = False) -> "Plan":
+    """Print what a run would do.
+
+    Raises:
+        BudgetExceeded: it would be refused, after the plan has been shown.
+    """
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from flows.order import prepare, survey_order
+    from flows.planning import make_plan
+    from tasks.batch import check_budget
+    from tasks.report import plan_markdown
+
+    order = prepare(parameters, with_service=with_service)
+    found = make_plan(order, survey_order(order))
+    Console().print(Markdown(plan_markdown(found)))
+    typer.echo(found.request)
+    if with_service and found.left_pu.high:
+        check_budget(found.price_pu.high, len(found.tiles), parameters.limits)
+    return found
 
 
 def _show(summary: "Summary") -> None:

@@ -148,7 +148,7 @@ def read_config(path: Path) -> LandCover:
 
 
 def parse_config(content: Any, source: str) -> LandCover:
-    """Turn a mapping into parameters.
+    """Turn a mapping into parameters; a ``$schema`` in it is for editors.
 
     Raises:
         InvalidInput: every problem is named with its place.
@@ -156,7 +156,7 @@ def parse_config(content: Any, source: str) -> LandCover:
     if not isinstance(content, dict):
         raise InvalidInput(f"The configuration {source} must be a mapping with keys such as 'area' and 'period'.")
     try:
-        return LandCover.model_validate(content)
+        return LandCover.model_validate({name: value for name, value in content.items() if name != "$schema"})
     except ValidationError as error:
         lines = "\n".join(f"  {_problem(one)}" for one in error.errors())
         raise InvalidInput(f"The configuration {source} has {error.error_count()} problem(s):\n{lines}") from error

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sysconfig
 from pathlib import Path
@@ -11,22 +12,32 @@ import pytest
 import requests
 import yaml
 
+from flows.order import prepare
 from flows.parameters import LandCover
 from localhub.sample import SampleInfo
+from tasks.batch import jobs_of
+from tasks.service import connect
 
 PROGRAM = Path(sysconfig.get_path("scripts")) / "eopatch-flow"
 NOWHERE = "http://127.0.0.1:9"
 
 
-def test_help_names_the_commands():
-    answer = call("--help")
+COMMANDS = ("run", "plan", "schema", "check", "preview", "localhub", "demo")
+
+
+def test_help_names_the_commands_examples_and_exit_statuses():
+    answer = call("--help", COLUMNS="100")
     assert answer.returncode == 0
-    assert [name for name in ("run", "plan", "localhub", "demo") if name in answer.stdout] == [
-        "run",
-        "plan",
-        "localhub",
-        "demo",
-    ]
+    assert [name for name in COMMANDS if f"│ {name} " in answer.stdout] == list(COMMANDS)
+    assert "eopatch-flow plan docs/sample.yaml" in answer.stdout
+    assert "3  it may cost more than is allowed, or nobody approved it" in answer.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_each_command_shows_how_it_is_called(name: str):
+    answer = call(name, "--help", COLUMNS="120")
+    assert answer.returncode == 0
+    assert f"Examples:\n eopatch-flow {name}" in re.sub(r" +\n", "\n", answer.stdout)
 
 
 def test_all_problems_of_a_configuration_are_told_without_a_traceback(tmp_path: Path):
@@ -65,7 +76,7 @@ def test_a_prefect_server_that_does_not_answer_is_told_without_a_traceback(tmp_p
     config = tmp_path / "config.yaml"
     config.write_text("area: {name: x}\n")
     answer = call("run", str(config), PREFECT_API_URL=f"{NOWHERE}/api", PREFECT_HOME=str(tmp_path / "prefect"))
-    assert answer.returncode == 1
+    assert answer.returncode == 5
     assert answer.stderr.startswith("eopatch-flow: Prefect's server does not answer")
     assert "prefect server start" in answer.stderr
 
@@ -101,6 +112,23 @@ def test_a_plan_and_a_run_from_an_empty_folder(parameters: LandCover, small_samp
     assert "nothing to buy" in after.stdout
     assert "a run would buy nothing" in after.stdout
     assert list(folder.iterdir()) == []
+
+
+def test_a_dry_run_checks_and_tells_what_a_run_would_do_and_buys_nothing(parameters: LandCover, tmp_path: Path):
+    answer = call("run", "--dry-run", str(written(parameters, tmp_path)))
+    assert answer.returncode == 0, answer.stderr
+    assert "100.00 PU" in answer.stdout
+    assert "a run would create one" in answer.stdout
+    assert jobs_of(connect(parameters.service), prepare(parameters).work) == []
+    assert not Path(parameters.storage.destination).exists()
+
+
+def test_a_dry_run_of_what_would_be_refused_for_its_price_says_so_by_its_status(parameters: LandCover, tmp_path: Path):
+    capped = parameters.model_copy(update={"limits": parameters.limits.model_copy(update={"max_pu": 1.0})})
+    answer = call("run", "--dry-run", str(written(capped, tmp_path)))
+    assert answer.returncode == 3
+    assert "4 tiles may cost up to 100 PU, but limits.max_pu is 1" in answer.stderr
+    assert "Traceback" not in answer.stderr
 
 
 def test_the_help_of_localhub_names_its_options():
