@@ -22,7 +22,6 @@ from flows.progress import tell, tell_failure
 from flows.spending import Spending
 from tasks.conversion import ConversionRecord, TileFiles, convert, convert_chunk
 from tasks.errors import DeliveryError, EopatchFlowError, Unavailable
-from tasks.evalscript import USERDATA
 from tasks.grid import Tile
 from tasks.ledger import TileRecord, TileState
 from tasks.reference import LabelRecord, PreparedReference, rasterise_chunk, rasterise_reference
@@ -410,14 +409,12 @@ def _settle_tile(pipeline: Pipeline, tile: Tile, status: TileStatus, manifest: M
         pipeline.note(tile, price_pu=0.0)  # FATAL is free
         pipeline.close(tile, TileState.FAILED, f"The service could not process it: {status.error}", damaged=True)
     elif status.empty and order.parameters.patches.keep_empty:
-        pipeline.offer(tile, TileFiles({}, None, order.dates))
+        pipeline.offer(tile, order.files({}))
     elif status.empty:
         pipeline.note(tile, samples=0, price_pu=0.0)
         pipeline.close(tile, TileState.NO_DATA, "No scene in the period")
     elif status.ready:
-        paths = dict(manifest.paths[tile.name])
-        userdata = paths.pop(USERDATA, None)
-        pipeline.offer(tile, TileFiles(paths, userdata, order.dates))
+        pipeline.offer(tile, order.files(manifest.paths[tile.name]))
     else:
         return False
     return True

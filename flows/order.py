@@ -2,7 +2,7 @@
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, time
@@ -22,13 +22,14 @@ from tasks.batch import Work, check_access, check_delivery, process_request, upl
 from tasks.conversion import (
     FeatureMapping,
     Provenance,
+    TileFiles,
     check_mapping,
     default_mapping,
     is_converted,
     land_cover_mapping,
 )
 from tasks.errors import EopatchFlowError, InvalidInput
-from tasks.evalscript import Imagery, Script, load_script, output_dates
+from tasks.evalscript import USERDATA, Imagery, Script, load_script, output_dates
 from tasks.grid import Tile
 from tasks.ledger import TileRecord, TileState, fingerprint, read_ledger
 from tasks.plan import (
@@ -96,6 +97,11 @@ class Order:
     def patch_url(self, tile: Tile) -> str:
         """Where a tile's EOPatch goes."""
         return f"{self.folder}/eopatches/eopatch_{tile.name}"
+
+    def files(self, paths: Mapping[str, str]) -> TileFiles:
+        """What a conversion reads of a tile, from its paths in the bucket by output id; empty for "No data"."""
+        outputs = {output: path for output, path in paths.items() if output != USERDATA}
+        return TileFiles(outputs, paths.get(USERDATA), self.dates)
 
     def provenance(self, request_id: str) -> Provenance:
         """What an EOPatch's marker says of its origin."""

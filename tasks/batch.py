@@ -253,6 +253,33 @@ def create_job(client: BatchProcessClient, work: Work, storage: Storage) -> Job:
         return replace(job, found=False)
 
 
+def find_or_create_job(
+    client: BatchProcessClient, work: Work, storage: Storage, limits: Limits, price_pu: float, tiles: int
+) -> Job:
+    """Attach to the request that does this work already, or create it if its price is within the limits.
+
+    Args:
+        client: of the Batch API.
+        work: what the service is asked for.
+        storage: where it delivers.
+        limits: what may be spent.
+        price_pu: what the request may cost, processing units.
+        tiles: how many it has, for the message.
+
+    Raises:
+        BudgetExceeded: it may cost more than ``limits.max_pu``.
+        JobFailed: see :func:`check_not_paid`.
+        ServiceError: see :func:`create_job`.
+    """
+    jobs = jobs_of(client, work)
+    job = best_job(jobs, work, storage)
+    if job is None:
+        check_not_paid(jobs, limits)
+        check_budget(price_pu, tiles, limits)
+        job = create_job(client, work, storage)
+    return job
+
+
 def analyse_job(client: BatchProcessClient, job: Job) -> Job:
     """Have the request analysed, and wait for the end of it: free of charge.
 
@@ -510,15 +537,8 @@ def _specification(url: str, storage: Storage, **access: str) -> AccessSpecifica
 
 @task(task_run_name="find or create the request for {work.name}", cache_policy=NO_CACHE)
 def find_or_create(work: Work, storage: Storage, service: Service, limits: Limits, price_pu: float, tiles: int) -> Job:
-    """Attach to the request that does this work already, or create it if its price is within the limits."""
-    client = connect(service)
-    jobs = jobs_of(client, work)
-    job = best_job(jobs, work, storage)
-    if job is None:
-        check_not_paid(jobs, limits)
-        check_budget(price_pu, tiles, limits)
-        job = create_job(client, work, storage)
-    return job
+    """See :func:`find_or_create_job`."""
+    return find_or_create_job(connect(service), work, storage, limits, price_pu, tiles)
 
 
 @task(task_run_name="analyse {job.id}", cache_policy=NO_CACHE)
