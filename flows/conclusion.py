@@ -44,7 +44,7 @@ class Summary:
         folder: the folder of results, local or S3.
         records: one a tile.
         job: the batch request that delivered; None when everything existed.
-        bought: whether this run created the request.
+        bought: whether this run started the request: that is what costs.
         converted: tiles that this run converted.
         labelled: tiles that this run labelled.
         places: what is where, by name for people.
@@ -181,7 +181,7 @@ def _message(
     if job is None:
         paid = "Nothing was bought"
     else:
-        paid = f"Request {job.id} {'was bought' if bought else 'existed already, nothing was bought'}"
+        paid = f"Request {job.id} {'was bought' if bought else 'had been started already, nothing was bought'}"
         paid += f" ({job.cost_pu:,.1f} PU)"
     paid += "".join(f", repaired by request {one.id} ({one.cost_pu:,.1f} PU)" for one in repairs)
     done = f"{converted} converted, {labelled} labelled"

@@ -1,6 +1,7 @@
 """The flow ``land_cover``: from an area to EOPatches with land-cover labels."""
 
 import time
+from typing import Annotated
 
 from prefect import flow
 from prefect.client.schemas.objects import State
@@ -19,6 +20,7 @@ from flows.watching import quieten, shown, tell_request
 from tasks.batch import Limits, analyse, find_or_create
 from tasks.conversion import FeatureMapping, PatchOptions
 from tasks.evalscript import Imagery
+from tasks.form import EmptyIs
 from tasks.plan import Area, Period, Tiling
 from tasks.reference import Reference
 from tasks.service import Service
@@ -45,10 +47,10 @@ def land_cover(  # noqa: PLR0913, PLR0917 - each is one part of the form that a 
     period: Period = SAMPLE_PERIOD,
     imagery: Imagery = Imagery(),  # noqa: B008 - frozen
     tiling: Tiling = Tiling(),  # noqa: B008
-    reference: Reference | None = SAMPLE_REFERENCE,
+    reference: Annotated[Reference | None, EmptyIs("No labels")] = SAMPLE_REFERENCE,
     service: Service = Service(),  # noqa: B008
     storage: Storage = Storage(),  # noqa: B008
-    features: FeatureMapping | None = None,
+    features: Annotated[FeatureMapping | None, EmptyIs("The usual ones")] = None,
     patches: PatchOptions = PatchOptions(),  # noqa: B008
     limits: Limits = Limits(),  # noqa: B008
     run: Run = Run(),  # noqa: B008
@@ -92,10 +94,10 @@ def land_cover(  # noqa: PLR0913, PLR0917 - each is one part of the form that a 
                 deliver_tiles_file(order)
                 ownership.renew()
                 job = find_or_create(order.work, storage, service, limits, plan.price_pu.high, len(plan.tiles))
-                bought = not job.found
                 ownership.note_request(job)
                 tell_request(job)
                 job = analyse(job, service)
+                bought = not job.under_way
                 manifest, plan = agree(order, plan, job)
                 with ownership.guarded(job):
                     job = follow(pipeline, ownership.start(job), manifest, ownership.check)

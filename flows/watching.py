@@ -51,6 +51,8 @@ class Story:
 
     def line(self, progress: Progress) -> str:
         """Give the line that tells of a change, or nothing when it is not worth one."""
+        if progress.stage == PROCESSING and PROCESSING not in self._done:
+            self._begin = self._clock()  # before that, a person may have thought about the price for hours
         self._done[progress.stage] = progress.done
         if progress.stage == self._last_stage:
             return self._tiles(progress)
@@ -120,17 +122,35 @@ class _EngineLines(logging.Filter):
         return is_new
 
 
-_ENGINE_LINES = _EngineLines()
+class _FlowLines(logging.Filter):
+    """Of what Prefect logs of the run's end, an error of ours once, as a sentence: its traceback tells a user nothing.
+
+    The level DEBUG shows all of it.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if not isinstance(error, EopatchFlowError) or logging.getLogger("prefect.flow_runs").isEnabledFor(
+            logging.DEBUG
+        ):
+            return True
+        is_first = str(record.msg).startswith("Encountered exception")
+        record.msg, record.args, record.exc_info = "%s", (str(error),), None
+        return is_first
+
+
+_ENGINE_LINES, _FLOW_LINES = _EngineLines(), _FlowLines()
 
 
 def quieten() -> None:
-    """Have the end of each task run told by the flow's own lines: Prefect logs a line for each, many tiles long."""
+    """Have the end of task runs, and errors of ours, told by the flow's own lines: Prefect's are many and long."""
     get_logger("prefect.task_runs").addFilter(_ENGINE_LINES)
+    get_logger("prefect.flow_runs").addFilter(_FLOW_LINES)
 
 
 def tell_request(job: Job) -> None:
     """Log which request does the work, and whether it is a new one."""
-    tell("Request", note=f"{job.id} {f'found, {job.status}: it is not bought again' if job.found else 'created'}")
+    tell("Request", note=f"{job.id} {f'found, {job.status}: no other one is made' if job.found else 'created'}")
 
 
 # ---- a run that goes on ----

@@ -1,8 +1,11 @@
 """What the parameter models have in common: they are the form that Prefect makes of them, as well as a YAML file."""
 
+from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 
 def plain_optionals(schema: dict[str, Any]) -> None:
@@ -34,3 +37,26 @@ class FormModel(BaseModel):
             name for name, field in cls.model_fields.items() if not field.is_required() and field.default is None
         }
         return {name: None if given == "" and name in optional else given for name, given in value.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class EmptyIs:
+    """Annotation of a parameter that may be None: what the form calls that choice.
+
+    Attributes:
+        title: in place of "None".
+        other: in place of the type's name, of the other choice; None leaves it.
+    """
+
+    title: str
+    other: str | None = None
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Give each choice its title."""
+        schema = handler(core)
+        for choice in schema.get("anyOf", ()):
+            if choice.get("type") == "null":
+                choice["title"] = self.title
+            elif self.other is not None:
+                choice["title"] = self.other
+        return schema

@@ -7,7 +7,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
 
 import fsspec
@@ -18,7 +18,7 @@ from prefect.blocks.core import Block
 from pydantic import ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from tasks.errors import InvalidInput
-from tasks.form import FormModel
+from tasks.form import EmptyIs, FormModel
 
 LOCALHUB_S3_KEYS = ("localhub", "localhub-secret")
 """Access key and secret of the object store that the stand-in starts; used on loopback only, and only by default."""
@@ -62,7 +62,7 @@ class Storage(FormModel):
         examples=["/data/eopatches", "s3://my-bucket/eopatches"],
         min_length=1,
     )
-    endpoint_url: str | None = Field(
+    endpoint_url: Annotated[str | None, EmptyIs("AWS", other="Address")] = Field(
         default="http://127.0.0.1:8333",
         title="S3 endpoint",
         description="URL of the S3 server; empty for AWS. The default is the one that localhub starts.",

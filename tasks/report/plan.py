@@ -163,7 +163,7 @@ def _price_bullets(plan: Plan) -> dict[str, str]:
     return {
         "Samples": _samples_text(plan.tiles),
         "Price rests on": escaped(plan.basis),
-        "Request": escaped(plan.request),
+        "At the service": escaped(plan.request),
         "To expect": f"{_size(plan.delivered_bytes)} delivered, {_size(plan.patch_bytes)} of EOPatches, as images of "
         "the land compress usually",
     }

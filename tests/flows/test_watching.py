@@ -112,6 +112,11 @@ def test_a_price_above_the_cap_is_an_event(parameters: LandCover):
     assert state.is_failed()
     event = event_of(state, "eopatch-flow.budget.exceeded")
     assert "limits.max_pu is 1" in event["payload"]["message"]
+    lines = log_of(state, "Finished in state Failed")
+    assert not [line for line in lines if "Traceback" in line]
+    assert [line for line in lines if "limits.max_pu is 1" in line and "Finished" not in line] == [
+        str(event["payload"]["message"])
+    ]
 
 
 @pytest.mark.usefixtures("prefect_server")
@@ -159,6 +164,15 @@ def test_the_story_tells_of_tiles_in_tenths_and_of_notes_once() -> None:
     assert [bool(note) for note in notes] == [True] + [False] * 49
     now += SAME_NOTE_SECONDS
     assert story.line(Progress(PROCESSING, 1, 9, "PROCESSING, 99 PU so far")).endswith("PROCESSING, 99 PU so far")
+
+
+def test_the_time_in_which_a_person_thinks_about_the_price_is_no_part_of_the_pace() -> None:
+    now = 0.0
+    story = Story(CONVERSION, clock=lambda: now)
+    now = 3600.0
+    story.line(Progress(PROCESSING, 0, 10))
+    now += 60
+    assert story.line(Progress(CONVERSION, 6, 10)) == "6 of 10 tiles done; 6 tiles a minute, about 40 s left"
 
 
 @pytest.mark.parametrize(
