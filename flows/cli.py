@@ -1,4 +1,4 @@
-"""The command line: ``eopatch-flow run | plan | check | preview | localhub | demo | schema``.
+"""The command line: ``eopatch-flow run | plan | check | preview | serve | localhub | demo | schema``.
 
 Prefect and the geospatial libraries are imported by the commands, after the settings that they read at import, and so
 that ``--help`` answers at once.
@@ -210,6 +210,32 @@ def preview(  # noqa: PLR0913, PLR0917 - each is an option that a person gives
         "service": {name: value for name, value in service.items() if value is not None},
     }  # fmt: skip
     typer.echo(preview_text(buy_window(read_wish(wish))))
+
+
+@app.command(
+    epilog=_examples(
+        "eopatch-flow serve",
+        "eopatch-flow serve monthly.yaml --cron '0 6 3 * *'",
+        "eopatch-flow serve config.yaml --no-schedules",
+    )
+)
+def serve(
+    config: Annotated[
+        Path | None,
+        typer.Argument(help="YAML or JSON file with the flow's parameters; localhub's sample by default."),
+    ] = None,
+    cron: Annotated[
+        str | None, typer.Option(help="When the flow runs by itself, UTC; never by default.", metavar="'0 6 3 * *'")
+    ] = None,
+    schedules: Annotated[
+        bool, typer.Option(help="Whether anything runs by itself, the search for orphans too.")
+    ] = True,
+) -> None:
+    """Serve the flows to Prefect's UI and schedules on this machine, without a work pool, until Ctrl-C."""
+    from flows.parameters import LandCover, read_config
+    from flows.serving import serve_flows
+
+    serve_flows(read_config(config) if config else LandCover(), cron=cron, schedules=schedules)
 
 
 @app.command(
