@@ -16,10 +16,10 @@ from tasks.conversion.convert import (
     convert,
     convert_chunk,
     convert_tile,
-    decode,
     is_converted,
 )
 from tasks.conversion.delivery import TileFiles
+from tasks.conversion.features import decode
 from tasks.conversion.mapping import (
     FeatureMapping,
     FeatureRule,

@@ -1,11 +1,12 @@
 """One tile's files become one EOPatch."""
 
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from eolearn.core.constants import FeatureType
 from eolearn.core.eodata import EOPatch
 from fsspec import AbstractFileSystem
@@ -15,19 +16,21 @@ from prefect.cache_policies import NO_CACHE
 from pydantic import ConfigDict, Field
 from sentinelhub import CRS, BBox
 
+from tasks.arrayfiles import FileFormat, array_path, save_array
 from tasks.conversion.delivery import Dates, Delivery, TileFiles, read_dates, read_samples
-from tasks.conversion.mapping import FeatureMapping, FeatureRule
-from tasks.conversion.verification import delete_raw, difference
+from tasks.conversion.features import Feature, empty_features, features, read_quality
+from tasks.conversion.mapping import FeatureMapping
+from tasks.conversion.verification import PatchContent, StoredArray, delete_raw, difference
 from tasks.eopatches import (
     RETRIES,
     RETRY_DELAY_SECONDS,
-    FileFormat,
     Verdict,
     check_marker,
     network_failed,
+    new_patch,
     outcome_of,
     remove_patch,
-    write_patch,
+    save_features,
 )
 from tasks.errors import TileError
 from tasks.form import FormModel
@@ -154,24 +157,24 @@ def convert_tile(
         OSError: a file system fails.
     """
     start = time.monotonic()
-    delivery = Delivery(tile, delivered, source)
-    dates = read_dates(delivery, mapping)
-    samples = read_samples(delivery, mapping)
-    quality = _quality(delivery, mapping, dates)
-    has_data = _has_data(delivered, mapping, dates, quality)
-    if has_data or options.keep_empty:
-        patch = _patch(delivery, mapping, dates, quality, has_data=has_data)
-        patch.meta_info[MARKER] = _identity(tile.name, mapping, options.file_format, provenance) | {
-            "request_id": provenance.request_id,
-            "evalscript_sha256": provenance.evalscript_sha256,
-            "samples": samples,
-            "sources": delivery.sources,
-        }
-        written = write_patch(patch, target, folder, MARKER, options.file_format)
-        note = _delete_raw(delivery, patch, target, folder) if options.raw_tiles == "delete" else ""
-    else:
-        remove_patch(target, folder, MARKER)
+    with tempfile.TemporaryDirectory(prefix="eopatch-") as scratch:
+        delivery = Delivery(tile, delivered, source, Path(scratch))
+        dates = read_dates(delivery, mapping)
+        samples = read_samples(delivery, mapping)
+        quality = read_quality(delivery, mapping, dates)
+        has_data = _has_data(delivered, mapping, dates, quality)
         written, note = 0, ""
+        if has_data or options.keep_empty:
+            made = features(delivery, mapping, dates, quality) if has_data else _empty(tile, mapping, dates)
+            marker = _identity(tile.name, mapping, options.file_format, provenance) | {
+                "request_id": provenance.request_id,
+                "evalscript_sha256": provenance.evalscript_sha256,
+                "samples": samples,
+            }
+            written, content = _write(delivery, made, dates, marker, target, folder, options)
+            note = _delete_raw(delivery, content, target, folder) if options.raw_tiles == "delete" else ""
+        else:
+            remove_patch(target, folder, MARKER)
     return ConversionRecord(
         tile=tile.name,
         outcome="converted" if has_data else "no data",
@@ -184,13 +187,37 @@ def convert_tile(
     )
 
 
-def _delete_raw(delivery: Delivery, patch: EOPatch, target: AbstractFileSystem, folder: str) -> str:
+def _write(
+    delivery: Delivery,
+    made: Iterable[Feature],
+    dates: Dates,
+    marker: dict[str, Any],
+    target: AbstractFileSystem,
+    folder: str,
+    options: PatchOptions,
+) -> tuple[int, PatchContent]:
+    """Write features as they are made, and the marker when all are; gives the bytes, and what was written."""
+    tile, arrays = delivery.tile, {}
+    patch = EOPatch(bbox=BBox(tile.bounds, CRS(tile.epsg)), timestamps=list(dates.timestamps) or None)
+    with new_patch(target, folder, MARKER) as new:
+        for feature in made:
+            path, source = new.folder / feature.feature_type / feature.name, feature.source
+            hashes = save_array(source, path, options.file_format, hashed=options.raw_tiles == "delete")
+            stored = StoredArray(source.shape, source.dtype, source.temporal, tuple(hashes))
+            arrays[FeatureType(feature.feature_type), feature.name] = stored
+            new.finished(array_path(path, options.file_format))
+        patch.meta_info[MARKER] = marker | {"sources": dict(sorted(delivery.sources.items()))}
+        save_features(patch, new.folder, options.file_format)
+    return new.size, PatchContent(patch, arrays, options.file_format)
+
+
+def _delete_raw(delivery: Delivery, content: PatchContent, target: AbstractFileSystem, folder: str) -> str:
     """Read the EOPatch back, and delete what it was made of if it is what was written; why that failed, or nothing.
 
     Raises:
         TileError: it is not; it has been removed, and the delivered files are as they were.
     """
-    differs = difference(patch, target, folder)
+    differs = difference(content, target, folder)
     if differs:
         remove_patch(target, folder, MARKER)
         raise TileError(
@@ -200,46 +227,6 @@ def _delete_raw(delivery: Delivery, patch: EOPatch, target: AbstractFileSystem, 
     return delete_raw(delivery.delivered, delivery.source)
 
 
-def decode(numbers: NDArray[Any], rule: FeatureRule) -> NDArray[Any]:
-    """Turn delivered numbers into a feature's values: ``number * scale + offset``, 0 where there is no data.
-
-    Args:
-        numbers: any shape; integers are scaled in double precision.
-        rule: scale, offset, no-data number and type of the result.
-
-    Raises:
-        ValueError: a value does not fit the rule's type.
-    """
-    values = numbers if (rule.scale, rule.offset) == (1.0, 0.0) else numbers * rule.scale + rule.offset
-    missing = ~np.isfinite(values)
-    if rule.no_data is not None:
-        missing |= numbers == rule.no_data
-    if missing.any():
-        values = np.where(missing, values.dtype.type(0), values)
-    dtype = np.dtype(rule.dtype)
-    if dtype.kind != "f" and values.dtype.kind == "f":
-        values = np.rint(values)
-    if dtype.kind != "f" and not np.can_cast(values.dtype, dtype):
-        _check_range(values, dtype)
-    return values.astype(dtype, copy=False)
-
-
-def _check_range(values: NDArray[Any], dtype: np.dtype[Any]) -> None:
-    limits, low, high = np.iinfo(dtype), values.min(), values.max()
-    if low < limits.min or high > limits.max:
-        raise ValueError(f"values from {low} to {high} do not fit {dtype}; change the rule's scale, offset or dtype")
-
-
-def _quality(delivery: Delivery, mapping: FeatureMapping, dates: Dates) -> NDArray[Any] | None:
-    """The quality output as delivered, ascending by date, shape (time, height, width); 0 where there is no file."""
-    if mapping.quality_output is None:
-        return None
-    if not dates.order:
-        return np.zeros((len(dates.timestamps), delivery.tile.height, delivery.tile.width), np.uint8)
-    quality = delivery.raster(mapping.quality_output, len(dates.order))
-    return quality[list(dates.order)]
-
-
 def _has_data(delivered: TileFiles, mapping: FeatureMapping, dates: Dates, quality: NDArray[Any] | None) -> bool:
     """Whether there is a single value in the tile."""
     if not delivered.outputs or (mapping.temporal and not dates.order):
@@ -247,54 +234,10 @@ def _has_data(delivered: TileFiles, mapping: FeatureMapping, dates: Dates, quali
     return quality is None or bool(quality.any())
 
 
-def _patch(
-    delivery: Delivery, mapping: FeatureMapping, dates: Dates, quality: NDArray[Any] | None, *, has_data: bool
-) -> EOPatch:
-    """Put features, masks, dates and place together; values without data become 0."""
-    tile = delivery.tile
+def _empty(tile: Tile, mapping: FeatureMapping, dates: Dates) -> Iterator[Feature]:
     if mapping.temporal and not dates.timestamps:
         raise TileError(f"Tile {tile.name} has no data and no dates for an empty EOPatch; switch keep_empty off.")
-    patch = EOPatch(bbox=BBox(tile.bounds, CRS(tile.epsg)), timestamps=list(dates.timestamps) or None)
-    for rule in mapping.features:
-        feature = _read_feature(delivery, rule, dates) if has_data else _empty_feature(tile, rule, dates)
-        if quality is not None and rule.temporal:
-            feature[quality == 0] = 0
-        patch[FeatureType(rule.feature_type), rule.name] = feature
-    if quality is not None:
-        patch.mask["IS_DATA"] = (quality > 0)[..., np.newaxis]
-        patch.mask["IS_VALID"] = (quality == 1)[..., np.newaxis]
-    return patch
-
-
-def _read_feature(delivery: Delivery, rule: FeatureRule, dates: Dates) -> NDArray[Any]:
-    """Read and decode a feature's files; the one place where GeoTIFF's axes become eo-learn's.
-
-    Files are (date, row, column) and become (time, height, width, band), time ascending, one band per file. Files of
-    timeless features are (band, row, column) and become (height, width, band).
-    """
-    tile = delivery.tile
-    if rule.temporal:
-        feature = _empty_feature(tile, rule, dates)
-        for band, output in enumerate(rule.outputs):
-            numbers = delivery.raster(output, len(dates.order), rule.sample_type)
-            for time_index, date in enumerate(dates.order):
-                feature[time_index, :, :, band] = _decoded(delivery, numbers[date], rule)
-        return feature
-    numbers = np.concatenate([delivery.raster(output, None, rule.sample_type) for output in rule.outputs])
-    return np.moveaxis(_decoded(delivery, numbers, rule), 0, -1)
-
-
-def _decoded(delivery: Delivery, numbers: NDArray[Any], rule: FeatureRule) -> NDArray[Any]:
-    try:
-        return decode(numbers, rule)
-    except ValueError as error:
-        raise TileError(f"Tile {delivery.tile.name}: feature {rule.name}: {error}.") from error
-
-
-def _empty_feature(tile: Tile, rule: FeatureRule, dates: Dates) -> NDArray[Any]:
-    """Zeros in a feature's shape; a timeless feature gets one band per output."""
-    time_axis = (len(dates.timestamps),) if rule.temporal else ()
-    return np.zeros((*time_axis, tile.height, tile.width, len(rule.outputs)), rule.dtype)
+    return empty_features(tile, mapping, dates)
 
 
 def _identity(

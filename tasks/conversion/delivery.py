@@ -1,30 +1,30 @@
 """What the service delivered for one tile: files that are read, checked against the tile, and accounted for."""
 
-import io
 import json
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import rasterio.crs
 import tifffile
 from fsspec import AbstractFileSystem
-from numpy.typing import NDArray
 from rasterio.errors import RasterioError
-from rasterio.io import DatasetReader, MemoryFile
+from rasterio.io import DatasetReader
 
+from tasks.conversion.content import Content, open_content
+from tasks.conversion.geotiff import DamagedBlock, Job, decode_job, decode_with_gdal, read_layout
 from tasks.conversion.mapping import FeatureMapping, stored_type
+from tasks.conversion.planes import Planes, new_planes
 from tasks.eopatches import file_identity
 from tasks.errors import DeliveryError, InvalidInput, TileError
 from tasks.evalscript import SampleType
 from tasks.grid import Tile
+from tasks.workers import in_order
 
-DEFLATE = (8, 32946)
-"""Values of TIFF's tag Compression for zlib streams: Adobe's and the older one."""
 MAX_TRANSFORM_ERROR_PIXELS = 1e-3
 """How far a corner of a file may lie from the tile's, in pixels: rounding of coordinates, never a shift."""
 
@@ -59,12 +59,20 @@ class Dates:
 
 
 class Delivery:
-    """Reads one tile's files, checks each against the tile, and keeps account of what was read."""
+    """Reads one tile's files, checks each against the tile, and keeps account of what was read; threads may share it.
 
-    def __init__(self, tile: Tile, delivered: TileFiles, source: AbstractFileSystem) -> None:
+    Args:
+        tile: the raster that every file must have.
+        delivered: paths in ``source``.
+        source: file system of the delivery.
+        scratch: local folder for what is too large to be held in memory, see `tasks.conversion.planes`.
+    """
+
+    def __init__(self, tile: Tile, delivered: TileFiles, source: AbstractFileSystem, scratch: Path) -> None:
         self.tile = tile
         self.delivered = delivered
         self.source = source
+        self.scratch = scratch
         self.sources: dict[str, dict[str, int | str]] = {}
 
     @property
@@ -72,37 +80,54 @@ class Delivery:
         """Size of all files that were read."""
         return sum(int(identity["size"]) for identity in self.sources.values())
 
-    def fetch(self, output: str, path: str) -> bytes:
-        """Content of a file; its key, size and version are kept for the marker."""
+    @contextmanager
+    def open(self, output: str, path: str) -> Iterator[Content]:
+        """Give a file's content; its key, size and version are kept for the marker."""
         try:
-            self.sources[output] = {"key": path, **file_identity(self.source, path)}
-            return bytes(self.source.cat_file(path))
+            identity = file_identity(self.source, path)
+            self.sources[output] = {"key": path, **identity}
+            content = open_content(self.source, path, int(identity["size"]), self.scratch)
         except FileNotFoundError as error:
             raise self.damage(path, "is missing; the service was expected to deliver it") from error
+        with content:
+            yield content
 
     @cached_property
     def userdata(self) -> bytes:
         """Content of ``userdata.json``; empty where the script gives none."""
         path = self.delivered.userdata
-        return b"" if path is None else self.fetch("userdata", path)
+        if path is None:
+            return b""
+        with self.open("userdata", path) as content:
+            return bytes(content.read_at(0, content.size))
 
-    def raster(self, output: str, bands: int | None = None, sample_type: SampleType | None = None) -> NDArray[Any]:
-        """All numbers of an output's file, shape (bands, height, width); None leaves a property unchecked."""
+    def planes(
+        self, output: str, bands: int | None = None, sample_type: SampleType | None = None, *, together: int = 1
+    ) -> Planes:
+        """All numbers of an output's file, shape (bands, height, width); None leaves a property unchecked.
+
+        Args:
+            output: id.
+            bands: how many the file must have.
+            sample_type: that the file must have.
+            together: how many outputs of this size are needed at the same time.
+        """
         if output not in self.delivered.outputs:
             names = ", ".join(sorted(self.delivered.outputs))
             raise TileError(f"Tile {self.tile.name}: output {output} was not delivered; {names} were.")
         path = self.delivered.outputs[output]
-        content = self.fetch(output, path)
-        try:
-            with MemoryFile(content or b"empty") as memory, memory.open(driver="GTiff") as raster:
-                self._check(raster, path, bands, sample_type)
-                numbers = np.asarray(raster.read())
-            _verify_checksums(content)
-        except (RasterioError, tifffile.TiffFileError, zlib.error) as error:
-            raise self.damage(
-                path, f"is not a readable GeoTIFF ({len(content)} bytes): truncated or corrupt"
-            ) from error
-        return numbers
+        with self.open(output, path) as content:
+            try:
+                with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"), content.opened_by_gdal() as raster:
+                    self._check(raster, path, bands, sample_type)
+                    shape = (raster.count, raster.height, raster.width)
+                    planes = new_planes(shape, np.dtype(raster.dtypes[0]), together, self.scratch)
+                    _decode(content, raster, planes)
+            except (RasterioError, tifffile.TiffFileError, DamagedBlock) as error:
+                raise self.damage(
+                    path, f"is not a readable GeoTIFF ({content.size} bytes): truncated or corrupt"
+                ) from error
+        return planes
 
     def fault(self, path: str, problem: str) -> TileError:
         """An error that names tile and file."""
@@ -127,19 +152,20 @@ class Delivery:
             raise self.fault(path, f"holds {raster.dtypes[0]}, expected {stored_type(sample_type)}")
 
 
-def _verify_checksums(content: bytes) -> None:
-    """Compare every DEFLATE block with its checksum; GDAL does not, and turns most damage into wrong numbers.
+def _decode(content: Content, raster: DatasetReader, planes: Planes) -> None:
+    """Decode a file, its blocks in parallel where they are independent of each other."""
+    layout = read_layout(content.for_tifffile(), raster.nodata or 0)
+    if layout is None or layout.shape != planes.numbers.shape or layout.dtype != planes.numbers.dtype:
+        decode_with_gdal(raster, planes.numbers)
+        planes.release()
+        return
 
-    Raises:
-        zlib.error: a block is damaged.
-        tifffile.TiffFileError: the file's structure is.
-    """
-    with tifffile.TiffFile(io.BytesIO(content)) as tiff:
-        page = tiff.pages.first
-        if page.compression in DEFLATE:
-            for start, size in zip(page.dataoffsets, page.databytecounts, strict=True):
-                if size:  # a sparse file leaves out blocks that hold only zeros
-                    zlib.decompress(content[start : start + size])
+    def decode(job: Job) -> None:
+        decode_job(content, layout, job, planes.numbers)
+        planes.release()
+
+    for _ in in_order(decode, layout.jobs()):
+        pass
 
 
 def _same_place(raster: DatasetReader, tile: Tile) -> bool:

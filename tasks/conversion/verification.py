@@ -1,29 +1,64 @@
-"""An EOPatch is read back from its place, by eo-learn, and compared with what was to be written.
+"""An EOPatch is read back from its place and compared with what was to be written, array by array, part by part.
 
-Only then may what it was made of be deleted.
+Only then may what it was made of be deleted. Features, dates and place are read by eo-learn; the arrays, which may be
+larger than memory, as NumPy and zarr define their formats, and their numbers are known by hash (SHA-256).
 """
 
 import json
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from botocore.exceptions import BotoCoreError
+from eolearn.core.constants import FeatureType
 from eolearn.core.eodata import EOPatch
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
+from tasks.arrayfiles import FileFormat, array_path, stored_hashes
 from tasks.conversion.delivery import TileFiles
 
 
-def difference(patch: EOPatch, files: AbstractFileSystem, folder: str) -> str:
+@dataclass(frozen=True, slots=True)
+class StoredArray:
+    """An array as it was written.
+
+    Attributes:
+        shape: of the array.
+        dtype: of the array.
+        temporal: whether its first axis is the time.
+        hashes: of its parts, see `tasks.arrayfiles.save_array`.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    temporal: bool
+    hashes: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PatchContent:
+    """An EOPatch as it was written.
+
+    Attributes:
+        rest: all of it but the arrays.
+        arrays: by feature.
+        file_format: of the arrays.
+    """
+
+    rest: EOPatch
+    arrays: Mapping[tuple[FeatureType, str], StoredArray]
+    file_format: FileFormat
+
+
+def difference(written: PatchContent, files: AbstractFileSystem, folder: str) -> str:
     """Read an EOPatch and tell how it differs from the one that was written; empty when it does not.
 
-    One feature is held at a time.
-
     Args:
-        patch: as it was written.
+        written: the EOPatch as it was written.
         files: where it lies.
         folder: its folder.
 
@@ -31,10 +66,10 @@ def difference(patch: EOPatch, files: AbstractFileSystem, folder: str) -> str:
         OSError: the file system fails.
     """
     if isinstance(files, LocalFileSystem):
-        return _difference_of(patch, folder)
+        return _difference_of(written, folder)
     with tempfile.TemporaryDirectory(prefix="eopatch-") as local:
         files.get(folder, str(Path(local) / "patch"), recursive=True)
-        return _difference_of(patch, str(Path(local) / "patch"))
+        return _difference_of(written, str(Path(local) / "patch"))
 
 
 def delete_raw(delivered: TileFiles, source: AbstractFileSystem) -> str:
@@ -53,27 +88,28 @@ def _paths(delivered: TileFiles) -> Iterable[str]:
     return [*delivered.outputs.values(), *([delivered.userdata] if delivered.userdata else [])]
 
 
-def _difference_of(patch: EOPatch, folder: str) -> str:
+def _difference_of(written: PatchContent, folder: str) -> str:
     try:
-        return _difference(patch, EOPatch.load(folder))
+        return _difference(written, Path(folder))
     except Exception as error:  # noqa: BLE001 - whatever eo-learn and the formats raise on damage
         return f"it cannot be read ({error!r})"
 
 
-def _difference(patch: EOPatch, came: EOPatch) -> str:
-    if set(came.get_features()) != set(patch.get_features()):
-        return f"features are {came.get_features()}, expected {patch.get_features()}"
-    if came.bbox != patch.bbox:
-        return f"bbox is {came.bbox!r}, expected {patch.bbox!r}"
-    if (came.timestamps or None) != (patch.timestamps or None):
+def _difference(written: PatchContent, folder: Path) -> str:
+    came, rest = EOPatch.load(str(folder)), written.rest
+    expected = {*rest.get_features(), *written.arrays}
+    if set(came.get_features()) != expected:
+        return f"features are {came.get_features()}, expected {sorted(expected)}"
+    if came.bbox != rest.bbox:
+        return f"bbox is {came.bbox!r}, expected {rest.bbox!r}"
+    if (came.timestamps or None) != (rest.timestamps or None):
         return "timestamps differ"
-    for feature in patch.get_features():
-        wanted, found = patch[feature], came[feature]
-        if not feature[0].is_array():
-            same = found | json.loads(json.dumps(wanted)) == found  # the marker has got the sizes of the files besides
-        else:
-            same = wanted.dtype == found.dtype and np.array_equal(wanted, found)
-        if not same:
+    for feature in rest.get_features():
+        wanted, found = rest[feature], came[feature]
+        if found | json.loads(json.dumps(wanted)) != found:  # the marker has got the sizes of the files besides
             return f"{feature[0].name}/{feature[1]} differs"
-        del came[feature]
+    for (kind, name), array in written.arrays.items():
+        path = array_path(folder / kind.value / name, written.file_format)
+        if stored_hashes(path, array.shape, array.dtype, temporal=array.temporal) != list(array.hashes):
+            return f"{kind.name}/{name} differs"
     return ""

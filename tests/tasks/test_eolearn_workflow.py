@@ -12,8 +12,8 @@ from eolearn.geometry import ErosionTask
 from eolearn.ml_tools import FractionSamplingTask
 from fsspec.implementations.local import LocalFileSystem
 
+from tasks.arrayfiles import FileFormat
 from tasks.conversion import PatchOptions, convert_tile
-from tasks.eopatches import FileFormat
 from tasks.reference import Reference, prepare_reference, rasterise_tile
 from tests.tasks.delivery_files import INDICES, MAPPING, PROVENANCE, TILE, dates, deliver, random_outputs
 

@@ -16,6 +16,7 @@ import pytest
 import s3fs
 from eolearn.core import EOPatch, FeatureType
 from eolearn.core.constants import OverwritePermission
+from fsspec import AbstractFileSystem
 from fsspec.exceptions import FSTimeoutError
 from fsspec.implementations.local import LocalFileSystem
 from prefect.states import Failed
@@ -23,14 +24,15 @@ from s3fs.errors import translate_boto_error
 from sentinelhub import CRS, BBox
 
 from localhub.seaweed import SeaweedFS
+from tasks.arrayfiles import FileFormat
 from tasks.eopatches import (
-    FileFormat,
     add_features,
     check_marker,
     file_identity,
     marker_path,
     network_failed,
-    write_patch,
+    new_patch,
+    save_features,
 )
 from tasks.errors import TileError
 
@@ -43,7 +45,7 @@ import fsspec
 import numpy as np
 from eolearn.core import EOPatch
 from sentinelhub import CRS, BBox
-from tasks.eopatches import write_patch
+from tasks.eopatches import new_patch, save_features
 folder, limit, options = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
 if limit:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -51,7 +53,8 @@ patch = EOPatch(bbox=BBox((0, 0, 1, 1), CRS(32633)), timestamps=["2019-01-01"] *
 patch.data["X"] = np.random.default_rng(0).random((3000, 4, 4, 1))
 patch.meta_info["DONE"] = {}
 print("writing", flush=True)
-write_patch(patch, fsspec.filesystem(**options), folder, "DONE", "zarr")
+with new_patch(fsspec.filesystem(**options), folder, "DONE") as new:
+    save_features(patch, new.folder, "zarr")
 """
 """Writes an EOPatch of 3000 files; arguments: folder, largest file in bytes or 0, file system."""
 
@@ -75,6 +78,11 @@ def _wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def write_patch(patch: EOPatch, files: AbstractFileSystem, folder: str, marker: str, file_format: FileFormat) -> None:
+    with new_patch(files, folder, marker) as new:
+        save_features(patch, new.folder, file_format)
 
 
 def small_patch(value: float = 1.0) -> EOPatch:

@@ -11,9 +11,9 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
+from tasks.arrayfiles import FileFormat
 from tasks.conversion import PatchOptions, TileFiles, convert_tile
 from tasks.conversion.convert import ConversionRecord
-from tasks.eopatches import FileFormat
 from tasks.errors import TileError
 from tests.tasks.delivery_files import MAPPING, PROVENANCE, TILE, dates, deliver, random_outputs
 

@@ -15,8 +15,8 @@ from eolearn.core import EOPatch, FeatureType
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import ValidationError
 
+from tasks.arrayfiles import FileFormat
 from tasks.conversion import PatchOptions, convert_tile, is_converted
-from tasks.eopatches import FileFormat
 from tasks.errors import InvalidInput, TileError
 from tasks.grid import Tile
 from tasks.reference import (

@@ -1,0 +1,187 @@
+"""A tile's numbers become features: values, axes, dates and masks, part by part.
+
+The numbers of a feature are held as they were delivered; values exist for a few rows at a time, while they are written.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.arrayfiles import ArraySource
+from tasks.conversion.delivery import Dates, Delivery
+from tasks.conversion.mapping import FeatureMapping, FeatureRule
+from tasks.conversion.planes import Planes
+from tasks.errors import TileError
+from tasks.grid import Tile
+
+FILES_AT_ONCE = 3
+"""Of one tile: while one is decoded, others arrive from the network."""
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """A feature that is written as it is made.
+
+    Attributes:
+        feature_type: eo-learn's word, which is also the folder's name.
+        name: its name.
+        source: its values.
+    """
+
+    feature_type: str
+    name: str
+    source: ArraySource
+
+
+def decode(numbers: NDArray[Any], rule: FeatureRule) -> NDArray[Any]:
+    """Turn delivered numbers into a feature's values: ``number * scale + offset``, 0 where there is no data.
+
+    Args:
+        numbers: any shape; integers are scaled in double precision.
+        rule: scale, offset, no-data number and type of the result.
+
+    Raises:
+        ValueError: a value does not fit the rule's type.
+    """
+    values = numbers
+    if (rule.scale, rule.offset) != (1.0, 0.0):
+        values = numbers * rule.scale
+        values += rule.offset
+    dtype = np.dtype(rule.dtype)
+    missing = None if numbers.dtype.kind in "iu" else ~np.isfinite(values)
+    if rule.no_data is not None:
+        missing = numbers == rule.no_data if missing is None else missing | (numbers == rule.no_data)
+    if missing is not None and missing.any():
+        values = np.where(missing, values.dtype.type(0), values)
+    if dtype.kind != "f" and values.dtype.kind == "f":
+        values = np.rint(values)
+    if dtype.kind != "f" and not np.can_cast(values.dtype, dtype):
+        _check_range(values, dtype)
+    return values.astype(dtype, copy=False)
+
+
+def _check_range(values: NDArray[Any], dtype: np.dtype[Any]) -> None:
+    limits, low, high = np.iinfo(dtype), values.min(), values.max()
+    if low < limits.min or high > limits.max:
+        raise ValueError(f"values from {low} to {high} do not fit {dtype}; change the rule's scale, offset or dtype")
+
+
+def read_quality(delivery: Delivery, mapping: FeatureMapping, dates: Dates) -> NDArray[Any] | None:
+    """The quality output as delivered, its dates in the files' order; None without one, or without dates."""
+    if mapping.quality_output is None or not dates.order:
+        return None
+    return delivery.planes(mapping.quality_output, len(dates.order)).numbers
+
+
+def features(
+    delivery: Delivery, mapping: FeatureMapping, dates: Dates, quality: NDArray[Any] | None
+) -> Iterator[Feature]:
+    """Give every feature of a tile with data; the files of the next one are decoded meanwhile.
+
+    Raises:
+        TileError: a file is missing, damaged, or not the tile's.
+    """
+    with _loading(delivery, mapping, dates, quality) as all_planes:
+        for rule, planes in zip(mapping.features, all_planes, strict=True):
+            yield Feature(rule.feature_type, rule.name, _source(delivery.tile, rule, planes, dates, quality))
+    yield from _quality_masks(mapping, dates, quality)
+
+
+def empty_features(tile: Tile, mapping: FeatureMapping, dates: Dates) -> Iterator[Feature]:
+    """Give every feature of a tile without data: zeros; a timeless feature gets one band per output."""
+    shape = (len(dates.timestamps), tile.height, tile.width)
+    rules = [(rule, (*shape[0 if rule.temporal else 1 :], len(rule.outputs))) for rule in mapping.features]
+    for rule, rule_shape in rules:
+        yield Feature(rule.feature_type, rule.name, _zeros(rule_shape, np.dtype(rule.dtype), temporal=rule.temporal))
+    if mapping.quality_output is not None:
+        for name in ("IS_DATA", "IS_VALID"):
+            yield Feature("mask", name, _zeros((*shape, 1), np.dtype(bool), temporal=True))
+
+
+def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any], *, temporal: bool) -> ArraySource:
+    frame = shape[1:] if temporal else shape
+    return ArraySource(shape, dtype, temporal, lambda _, first, last: np.zeros((last - first, *frame[1:]), dtype))
+
+
+@contextmanager
+def _loading(
+    delivery: Delivery, mapping: FeatureMapping, dates: Dates, quality: NDArray[Any] | None
+) -> Iterator[Iterator[list[Planes]]]:
+    """Read the files of each feature in turn, those of the next one ahead."""
+
+    def load(rule: FeatureRule, output: str) -> Planes:
+        if quality is not None and output == mapping.quality_output:
+            return Planes(quality, lambda: None)
+        bands = len(dates.order) if rule.temporal else None
+        return delivery.planes(output, bands, rule.sample_type, together=len(rule.outputs))
+
+    def start(rule: FeatureRule) -> list[Future[Planes]]:
+        return [threads.submit(load, rule, output) for output in rule.outputs]
+
+    def each() -> Iterator[list[Planes]]:
+        ahead = start(mapping.features[0])
+        for following in chain(mapping.features[1:], (None,)):
+            planes = [future.result() for future in ahead]
+            ahead = start(following) if following is not None else []
+            yield planes
+            del planes
+
+    with ThreadPoolExecutor(FILES_AT_ONCE, thread_name_prefix="load") as threads:
+        try:
+            yield each()
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _source(
+    tile: Tile, rule: FeatureRule, planes: Sequence[Planes], dates: Dates, quality: NDArray[Any] | None
+) -> ArraySource:
+    """The values of a feature; the one place where GeoTIFF's axes become eo-learn's.
+
+    Files are (date, row, column) and become (time, height, width, band), time ascending, one band per file. Files of
+    timeless features are (band, row, column) and become (height, width, band), the bands of all files in a row.
+    """
+
+    def layers(frame: int) -> list[NDArray[Any]]:
+        if rule.temporal:
+            return [file.numbers[dates.order[frame]] for file in planes]
+        return [layer for file in planes for layer in file.numbers]
+
+    def read(frame: int, first: int, last: int) -> NDArray[Any]:
+        values = np.empty((last - first, tile.width, bands), rule.dtype)
+        try:
+            for band, layer in enumerate(layers(frame)):
+                values[:, :, band] = decode(layer[first:last], rule)
+        except ValueError as error:
+            raise TileError(f"Tile {tile.name}: feature {rule.name}: {error}.") from error
+        if rule.temporal and quality is not None:
+            missing = quality[dates.order[frame], first:last] == 0
+            if missing.any():
+                values[missing] = 0
+        for file in planes:
+            file.release()
+        return values
+
+    bands = len(planes) if rule.temporal else sum(len(file.numbers) for file in planes)
+    time = (len(dates.order),) if rule.temporal else ()
+    return ArraySource((*time, tile.height, tile.width, bands), np.dtype(rule.dtype), rule.temporal, read)
+
+
+def _quality_masks(mapping: FeatureMapping, dates: Dates, quality: NDArray[Any] | None) -> Iterator[Feature]:
+    if mapping.quality_output is None or quality is None:
+        return
+
+    def mask(name: str, true_for: Callable[[NDArray[Any]], NDArray[Any]]) -> Feature:
+        def read(frame: int, first: int, last: int) -> NDArray[Any]:
+            return true_for(quality[dates.order[frame], first:last, :, np.newaxis])
+
+        return Feature("mask", name, ArraySource((*quality.shape, 1), np.dtype(bool), temporal=True, read=read))
+
+    yield mask("IS_DATA", lambda numbers: numbers > 0)
+    yield mask("IS_VALID", lambda numbers: numbers == 1)

@@ -1,0 +1,49 @@
+"""Room for the numbers of a file: memory, or scratch on disk where a tile is too large for it."""
+
+import mmap
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+LARGEST_IN_MEMORY = 2**30
+"""How many bytes of numbers a feature may take in memory: 0.9 GB are 10 km, 73 dates and 6 bands UINT16."""
+
+
+@dataclass(frozen=True, slots=True)
+class Planes:
+    """The numbers of a file.
+
+    Attributes:
+        numbers: (band, row, column); may lie in a file that is mapped into memory.
+        release: call it after work on a part: what is mapped goes back to the disk and no longer counts as memory.
+    """
+
+    numbers: NDArray[Any]
+    release: Callable[[], None]
+
+
+def new_planes(shape: tuple[int, int, int], dtype: np.dtype[Any], together: int, scratch: Path) -> Planes:
+    """Make room for the numbers of a file, not initialised.
+
+    Args:
+        shape: (bands, rows, columns).
+        dtype: of the numbers.
+        together: how many files of this size are needed at the same time.
+        scratch: local folder for what is too large for memory.
+
+    Raises:
+        OSError: the disk has not that much space.
+    """
+    size = int(np.prod(shape)) * dtype.itemsize
+    if size * together <= LARGEST_IN_MEMORY:
+        return Planes(np.empty(shape, dtype), lambda: None)
+    with tempfile.TemporaryFile(dir=scratch) as file:
+        os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error now, and no signal later
+        memory = mmap.mmap(file.fileno(), size)
+    return Planes(np.frombuffer(memory, dtype).reshape(shape), lambda: memory.madvise(mmap.MADV_DONTNEED))

@@ -1,0 +1,48 @@
+"""The threads that compute, shared by all tiles of a process: as many as there are processors, however many tiles.
+
+What is given to them must release Python's lock while it works, and never wait for another of their jobs.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@cache
+def workers() -> ThreadPoolExecutor:
+    """The process's threads."""
+    return ThreadPoolExecutor(processors(), thread_name_prefix="worker")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=workers.cache_clear)  # threads do not survive a fork
+
+
+def in_order(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Give the result for each item in the items' order; only a few are ahead, so that memory stays bounded.
+
+    Raises:
+        Exception: what the work on an item raises; work that has not begun is given up.
+    """
+    ahead: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            ahead.append(workers().submit(work, item))
+            if len(ahead) > 2 * processors():
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        for future in ahead:
+            future.cancel()
