@@ -1,4 +1,4 @@
-"""The command line: ``eopatch-flow run | plan | check | preview | serve | localhub | demo | schema``.
+"""The command line: ``eopatch-flow run | plan | check | preview | setup | serve | localhub | demo | schema``.
 
 Prefect and the geospatial libraries are imported by the commands, after the settings that they read at import, and so
 that ``--help`` answers at once.
@@ -214,6 +214,31 @@ def preview(  # noqa: PLR0913, PLR0917 - each is an option that a person gives
 
 @app.command(
     epilog=_examples(
+        "eopatch-flow setup docs/slovenia.yaml    asks on a terminal",
+        "SH_CLIENT_ID=... SH_CLIENT_SECRET=... AWS_ACCESS_KEY_ID=... "
+        "AWS_SECRET_ACCESS_KEY=... eopatch-flow setup docs/slovenia.yaml",
+        more=exit_help(),
+    )
+)
+def setup(
+    config: Annotated[
+        Path | None,
+        typer.Argument(help="YAML or JSON file with the flow's parameters; localhub by default."),
+    ] = None,
+) -> None:
+    """Try credentials on the service and the buckets of a configuration, and save them as blocks of Prefect.
+
+    They come from the environment, or are asked for. Nothing is saved before all is well, and no secret is shown.
+    """
+    from flows.parameters import LandCover, read_config
+    from flows.setup import set_up
+
+    for line in set_up(read_config(config) if config else LandCover()):
+        typer.echo(line)
+
+
+@app.command(
+    epilog=_examples(
         "eopatch-flow serve",
         "eopatch-flow serve monthly.yaml --cron '0 6 3 * *'",
         "eopatch-flow serve config.yaml --no-schedules",
@@ -245,13 +270,17 @@ def serve(
         "eopatch-flow localhub --faults faults.yaml --port 0 --s3-port 0",
     )
 )
-def localhub(
+def localhub(  # noqa: PLR0913, PLR0917 - each is an option that a person gives
     folder: Annotated[Path, typer.Option(help="Keeps buckets, jobs and the sample archive.")] = Path("localhub-data"),
     archive: Annotated[
         Path | None, typer.Option(help="Folder with STAC items and rasters of your own, instead of the sample.")
     ] = None,
     port: Annotated[int, typer.Option(help="Port of localhub; 0 takes a free one.")] = 8484,
     s3_port: Annotated[int, typer.Option(help="Port of the S3 server; 0 takes a free one.")] = 8333,
+    s3_endpoint: Annotated[
+        str | None,
+        typer.Option(help="An S3 server that runs already, instead of one of its own.", metavar="URL"),
+    ] = None,
     provider: Annotated[
         str | None,
         typer.Option(
@@ -286,10 +315,14 @@ def localhub(
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    with watched() as console, servers(folder, archive, port=port, s3_port=s3_port, chosen=chosen) as local:
+    with (
+        watched() as console,
+        servers(folder, archive, port=port, s3_port=s3_port, s3_endpoint=s3_endpoint, chosen=chosen) as local,
+    ):
+        keys = "of the environment" if s3_endpoint else ", ".join(LOCALHUB_S3_KEYS)
         lines = (
             f"Sentinel Hub stand-in  {local.base_url}  client id and secret: {', '.join(LOCALHUB_CLIENT)}",
-            f"S3                     {local.endpoint_url}  access key and secret: {', '.join(LOCALHUB_S3_KEYS)}",
+            f"S3                     {local.endpoint_url}  access key and secret: {keys}",
             f"Page                   {local.base_url}/  (sign in with client id and secret)",
             "The flow's default parameters use both. Ctrl-C stops them; their data stays.",
         )

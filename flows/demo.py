@@ -3,14 +3,13 @@
 The only place that starts servers. What they keep lies in one folder, so that a second run finds what the first left.
 """
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, cast
+from types import MappingProxyType, TracebackType
+from typing import Any, Self, cast
 
 import s3fs
 import yaml
@@ -21,13 +20,14 @@ from flows.land_cover import land_cover
 from flows.parameters import SAMPLE_REFERENCE, LandCover
 from flows.progress import tell
 from flows.server import wake_prefect
+from flows.setup import in_environment
 from localhub.sample import build_sample
 from localhub.seaweed import SeaweedFS
 from localhub.server import LocalHub
 from localhub.settings import Settings
 from tasks.errors import InvalidInput
 from tasks.service import LOCALHUB_CLIENT
-from tasks.storage import LOCALHUB_S3_KEYS
+from tasks.storage import LOCALHUB_S3_KEYS, Storage, s3_keys
 
 BUCKET = "eopatch-flow"
 """The bucket of the default parameters."""
@@ -52,9 +52,40 @@ class Servers:
     alive: Callable[[], bool]
 
 
+@dataclass(frozen=True, slots=True)
+class RunningStore:
+    """An S3 server that somebody else starts and stops.
+
+    Attributes:
+        endpoint_url: where it answers.
+        access_key: of an identity that may make a bucket.
+        secret_key: that goes with it.
+        alive: its end is not our business.
+    """
+
+    endpoint_url: str
+    access_key: str
+    secret_key: str
+    alive: bool = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+
 @contextmanager
 def servers(
-    folder: Path, archive: Path | None = None, *, port: int = 0, s3_port: int = 0, chosen: Mapping[str, Any] = NOTHING
+    folder: Path,
+    archive: Path | None = None,
+    *,
+    port: int = 0,
+    s3_port: int = 0,
+    s3_endpoint: str | None = None,
+    chosen: Mapping[str, Any] = NOTHING,
 ) -> Iterator[Servers]:
     """Run an S3 server and localhub for as long as the context lasts.
 
@@ -63,20 +94,23 @@ def servers(
         archive: folder with STAC items and rasters; None makes the synthetic sample and uploads its polygons.
         port: of localhub; 0 takes a free one.
         s3_port: of the S3 server; 0 takes a free one.
+        s3_endpoint: an S3 server that runs already, instead of one of our own; its keys are those of the environment,
+            or the stand-in's.
         chosen: other settings of localhub, as `read_settings` gives them.
 
     Raises:
         InvalidInput: a setting cannot be used.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    store = SeaweedFS(folder / "s3", *LOCALHUB_S3_KEYS, port=s3_port)
+    store = _running(s3_endpoint) if s3_endpoint else SeaweedFS(folder / "s3", *LOCALHUB_S3_KEYS, port=s3_port)
     hub = LocalHub(_settings(folder, _archive(folder, archive), store, port, chosen))
     with ExitStack() as running:
         with ThreadPoolExecutor(1) as meanwhile:
-            started = meanwhile.submit(lambda: [running.enter_context(server) for server in (store, hub)])
+            started = meanwhile.submit(running.enter_context, store)
             polygons = None if archive else _sample(folder)
             started.result()
         _fill_bucket(store, polygons)
+        running.enter_context(hub)  # last: where it answers, scenes, bucket and polygons are there
         tell(SERVERS, 1, 1, f"localhub {hub.base_url}, S3 {store.endpoint_url}")
         yield Servers(hub.base_url, store.endpoint_url, lambda: hub.alive and store.alive)
 
@@ -90,24 +124,19 @@ def demo(folder: Path) -> Summary:
             service = defaults.service.model_copy(update={"base_url": local.base_url})
             places = {"endpoint_url": local.endpoint_url, "destination": str(folder / "eopatches")}
             prefect.result()
-            with _keys_of_the_servers():
+            with in_environment(LOCALHUB_CLIENT, LOCALHUB_S3_KEYS):
                 summary = land_cover(service=service, storage=defaults.storage.model_copy(update=places))
     return cast(Summary, summary)  # Prefect unwraps the state
 
 
-@contextmanager
-def _keys_of_the_servers() -> Iterator[None]:
-    """Have the servers' keys in the environment, whatever keys the user has there."""
-    names = ("SH_CLIENT_ID", "SH_CLIENT_SECRET", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-    before = {name: os.environ.pop(name, None) for name in names}
-    os.environ.update(zip(names, (*LOCALHUB_CLIENT, *LOCALHUB_S3_KEYS), strict=False))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
+def _running(s3_endpoint: str) -> RunningStore:
+    keys = s3_keys(Storage(endpoint_url=s3_endpoint))
+    if keys is None:
+        raise InvalidInput(
+            f"There are no keys for S3 at {s3_endpoint}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the "
+            "environment."
+        )
+    return RunningStore(s3_endpoint, *keys)
 
 
 def _archive(folder: Path, archive: Path | None) -> Path:
@@ -146,7 +175,9 @@ def _mapping(path: Path) -> dict[str, Any]:
     return content
 
 
-def _settings(folder: Path, archive: Path, store: SeaweedFS, port: int, chosen: Mapping[str, Any]) -> Settings:
+def _settings(
+    folder: Path, archive: Path, store: SeaweedFS | RunningStore, port: int, chosen: Mapping[str, Any]
+) -> Settings:
     client_id, client_secret = LOCALHUB_CLIENT
     ours = {
         "data_dir": folder / "localhub",
@@ -169,7 +200,7 @@ def _settings(folder: Path, archive: Path, store: SeaweedFS, port: int, chosen: 
         raise InvalidInput("A setting of localhub cannot be used. " + "; ".join(notes)) from error
 
 
-def _fill_bucket(store: SeaweedFS, polygons: Path | None) -> None:
+def _fill_bucket(store: SeaweedFS | RunningStore, polygons: Path | None) -> None:
     files = s3fs.S3FileSystem(
         key=store.access_key,
         secret=store.secret_key,

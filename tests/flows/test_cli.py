@@ -10,11 +10,13 @@ from pathlib import Path
 import geopandas as gpd
 import pytest
 import requests
+import s3fs
 import yaml
 
 from flows.order import prepare
 from flows.parameters import LandCover
 from localhub.sample import SampleInfo
+from localhub.seaweed import SeaweedFS
 from tasks.batch import jobs_of
 from tasks.service import connect
 
@@ -22,7 +24,7 @@ PROGRAM = Path(sysconfig.get_path("scripts")) / "eopatch-flow"
 NOWHERE = "http://127.0.0.1:9"
 
 
-COMMANDS = ("run", "plan", "schema", "check", "preview", "localhub", "demo")
+COMMANDS = ("run", "plan", "schema", "check", "preview", "setup", "serve", "localhub", "demo")
 
 
 def test_help_names_the_commands_examples_and_exit_statuses():
@@ -179,6 +181,33 @@ def test_localhub_serves_an_archive_until_it_is_told_to_stop(small_sample: Sampl
         assert process.wait(30) == 0
     with pytest.raises(requests.ConnectionError):
         requests.get(f"{url}/health", timeout=10)
+
+
+def test_localhub_uses_an_s3_server_that_runs_already_and_does_not_show_its_keys(
+    small_sample: SampleInfo, s3: SeaweedFS, s3_files: s3fs.S3FileSystem, tmp_path: Path
+):
+    keys = {"AWS_ACCESS_KEY_ID": s3.access_key, "AWS_SECRET_ACCESS_KEY": s3.secret_key}
+    arguments = [
+        "--folder",
+        tmp_path,
+        "--archive",
+        small_sample.folder,
+        "--port",
+        "0",
+        "--s3-endpoint",
+        s3.endpoint_url,
+    ]
+    command = [PROGRAM, "localhub", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | keys) as process:
+        assert process.stdout is not None
+        told = [next(process.stdout) for _ in range(5)]
+        assert s3_files.exists("eopatch-flow"), "the bucket is there before it answers"
+        process.terminate()
+        assert process.wait(30) == 0
+    s3_files.rm("eopatch-flow", recursive=True)
+    assert f"S3                     {s3.endpoint_url}  access key and secret: of the environment" in "".join(told)
+    assert s3.secret_key not in "".join(told)
+    assert s3.alive
 
 
 def call(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
