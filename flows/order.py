@@ -44,7 +44,14 @@ from tasks.plan import (
     survey,
 )
 from tasks.pricing import batch_price_pu
-from tasks.reference import PreparedReference, ReferenceSource, check_reference, is_labelled, prepare_reference
+from tasks.reference import (
+    PreparedReference,
+    ReferenceSource,
+    check_reference,
+    check_units,
+    is_labelled,
+    prepare_reference,
+)
 from tasks.service import Service
 from tasks.storage import Storage, check_writable, open_filesystem, read_file, s3_keys
 
@@ -186,7 +193,7 @@ def _resolved(parameters: LandCover, keys: Callable[[], object], problems: Probl
     script = attempt("imagery.evalscript", lambda: _script(parameters.imagery, period))
     mapping = attempt("features", lambda: _mapping(parameters, script()))
     work = attempt("tiling", lambda: _work(parameters, period, area(), tiling(), script()))
-    reference = attempt("reference", lambda: _reference(parameters, keys))
+    reference = attempt("reference", lambda: _reference(parameters, keys, tiles))
     attempt("storage.tiles_url", lambda: _check_place(storage.tiles_url, "the delivery", storage, keys))
     attempt("storage.destination", lambda: _check_lasting(storage.destination))
     attempt("storage.destination", lambda: _check_place(storage.destination, "the destination", storage, keys))
@@ -263,14 +270,13 @@ def prepared_reference(order: Order, records: Iterable[TileRecord]) -> Iterator[
     Raises:
         InvalidInput: the file cannot be read, has no CRS, or has unknown columns or classes.
     """
-    epsgs = {record.tile.epsg for record in records if record.state is not TileState.LABELLED}
+    tiles = [record.tile for record in records if record.state is not TileState.LABELLED]
     reference, storage = order.parameters.reference, order.parameters.storage
-    if reference is None or not epsgs:
+    if reference is None or not tiles:
         yield None
         return
     with tempfile.TemporaryDirectory(prefix="eopatch-flow-") as folder:
-        files, path = open_filesystem(reference.file, storage)
-        yield prepare_reference(reference, files, path, epsgs, Path(folder))
+        yield prepare_reference(reference, storage, tiles, Path(folder))
 
 
 def _path(order: Order, tile: Tile) -> str:
@@ -336,21 +342,25 @@ def _work(parameters: LandCover, period: TimeRange, area: BaseGeometry | None, t
     return replace(work, fingerprint=fingerprint([request, tiles_input, storage.tiles_url]))
 
 
-def _reference(parameters: LandCover, keys: Callable[[], object]) -> ReferenceSource | None:
-    if parameters.reference is None:
+def _reference(
+    parameters: LandCover, keys: Callable[[], object], tiles: Callable[[], tuple[Tile, ...]]
+) -> ReferenceSource | None:
+    reference, storage = parameters.reference, parameters.storage
+    if reference is None:
         return None
-    if parameters.reference.file.startswith("s3://"):
+    if any(one.file.startswith("s3://") for one in reference.inputs):
         keys()
-    files, path = open_filesystem(parameters.reference.file, parameters.storage)
     try:
-        return check_reference(parameters.reference, files, path)
+        source = check_reference(reference, storage)
     except (OSError, BotoCoreError) as error:
-        endpoint = parameters.storage.endpoint_url or "AWS"
-        where = f" at {endpoint}" if parameters.reference.file.startswith("s3://") else ""
+        files = ", ".join(one.file for one in reference.inputs)
+        where = f" at {storage.endpoint_url or 'AWS'}" if "s3://" in files else ""
         raise InvalidInput(
-            f"Reference file {parameters.reference.file}{where} cannot be reached: {error}. Check that the server "
-            "runs, the path, and the rights; without labels, leave reference empty."
+            f"Reference file {files}{where} cannot be reached: {error}. Check that the server runs, the path, and the "
+            "rights; without labels, leave reference empty."
         ) from error
+    check_units(reference, {tile.epsg for tile in tiles()})
+    return source
 
 
 def _check_place(url: str, what: str, storage: Storage, keys: Callable[[], object]) -> None:

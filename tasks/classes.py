@@ -35,3 +35,16 @@ LAND_COVER_CLASSES = (
     LandCoverClass(10, "SNOW_AND_ICE", "#000000"),
 )
 """In order of id, so that the index of a class is its id."""
+
+FURTHER_COLOURS = (
+    "#1b9e77", "#d95f02", "#7570b3", "#e7298a", "#66a61e", "#e6ab02", "#a6761d", "#8dd3c7",
+    "#bebada", "#fb8072", "#80b1d3", "#fdb462", "#b3de69", "#fccde5", "#bc80bd", "#ccebc5",
+)  # fmt: skip
+"""For classes that SI_LULC does not have, by id: ColorBrewer's Dark2 and Set3 (C. Brewer, colorbrewer2.org)."""
+
+
+def known_class(number: int) -> LandCoverClass:
+    """The class of an id as SI_LULC has it; else one that is named by its id, with a colour of its own."""
+    if number < len(LAND_COVER_CLASSES):
+        return LAND_COVER_CLASSES[number]
+    return LandCoverClass(number, str(number), FURTHER_COLOURS[number % len(FURTHER_COLOURS)])

@@ -17,13 +17,12 @@ that is not AWS; files that are uploaded do not depend on that.
 import errno
 import gzip
 import json
-import logging
 import shutil
 import tempfile
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -33,6 +32,7 @@ from typing import Any, ParamSpec, Self, TypeVar
 
 import botocore.exceptions
 from botocore.exceptions import BotoCoreError
+from eolearn.core.constants import FeatureType
 from eolearn.core.eodata import EOPatch
 from fsspec import AbstractFileSystem
 from fsspec.exceptions import FSTimeoutError
@@ -177,18 +177,32 @@ def remove_patch(files: AbstractFileSystem, folder: str, marker: str) -> None:
     _remove(files, folder)
 
 
-def add_features(patch: EOPatch, files: AbstractFileSystem, folder: str, marker: str, file_format: FileFormat) -> int:
+def add_features(
+    patch: EOPatch,
+    files: AbstractFileSystem,
+    folder: str,
+    marker: str,
+    file_format: FileFormat,
+    vectors: Mapping[str, bytes] | None = None,
+) -> int:
     """Add all features of an EOPatch to the one in a folder, replacing those of the same name; gives the bytes written.
 
-    Arguments and errors as in :func:`write_patch`. Timestamps and bounding box on the file system stay as they are.
+    Arguments and errors as in :func:`write_patch`; ``vectors`` are timeless vector features by name, as the content of
+    their ``.gpkg.gz``. Timestamps and bounding box on the file system stay as they are.
     """
+    features = [(kind.value, name) for kind, name in patch.get_features()]
     with _staging_folder(files, folder) as staging:
         staged = staging / "patch"
         save_features(patch, staged, file_format)
         (staged / "bbox.geojson").unlink()
+        for name, content in (vectors or {}).items():
+            path = staged / FeatureType.VECTOR_TIMELESS.value / f"{name}.gpkg.gz"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
+            features.append((path.parent.name, name))
         size = _seal(staged, marker)
         _remove(files, marker_path(folder, marker))
-        _remove_stored(files, folder, patch)
+        _remove_stored(files, folder, features)
         if isinstance(files, LocalFileSystem):
             _move(staged, Path(folder), marker)
         else:
@@ -207,14 +221,6 @@ def save_features(patch: EOPatch, folder: Path, file_format: FileFormat) -> None
         else:
             rest[feature_type, name] = patch[feature_type, name]
     rest.save(str(folder), save_timestamps=bool(patch.timestamps))
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    """Whether to log what Fiona says: not for every tile that eo-learn's temporary file has no extension."""
-    return "filename extension should be 'gpkg'" not in record.getMessage()
-
-
-logging.getLogger("fiona._env").addFilter(_is_news)
 
 
 def file_identity(files: AbstractFileSystem, path: str) -> dict[str, int | str]:
@@ -347,11 +353,11 @@ def _files_in(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
-def _remove_stored(files: AbstractFileSystem, folder: str, patch: EOPatch) -> None:
-    """Remove the features of a patch from a folder, in whatever format they are stored there."""
+def _remove_stored(files: AbstractFileSystem, folder: str, features: Iterable[tuple[str, str]]) -> None:
+    """Remove features, by type and name, from a folder, in whatever format they are stored there."""
     files.invalidate_cache(folder)
-    for feature_type, name in patch.get_features():
-        parent = f"{folder}/{feature_type.value}"
+    for feature_type, name in features:
+        parent = f"{folder}/{feature_type}"
         for path in files.ls(parent, detail=False) if files.exists(parent) else []:
             if Path(path).name.split(".")[0] == name:
                 _remove(files, path)

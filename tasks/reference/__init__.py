@@ -5,11 +5,14 @@ the file wins. LULC is 0 outside all polygons. eo-learn's own task turns classes
 here everything that is not a class of 0 to 255 is refused with the file, the column and the values.
 """
 
-from tasks.reference.polygons import (
+from tasks.reference.burning import Burned, burn
+from tasks.reference.parameters import Reference, ReferenceClass, ReferenceFile
+from tasks.reference.preparation import (
+    Findings,
     PreparedReference,
-    Reference,
     ReferenceSource,
     check_reference,
+    check_units,
     prepare_reference,
     reference_source,
 )
@@ -17,7 +20,7 @@ from tasks.reference.rasterise import (
     MARKER,
     LabelRecord,
     is_labelled,
-    rasterise,
+    label_quality,
     rasterise_chunk,
     rasterise_reference,
     rasterise_tile,
@@ -25,14 +28,20 @@ from tasks.reference.rasterise import (
 
 __all__ = [
     "MARKER",
+    "Burned",
+    "Findings",
     "LabelRecord",
     "PreparedReference",
     "Reference",
+    "ReferenceClass",
+    "ReferenceFile",
     "ReferenceSource",
+    "burn",
     "check_reference",
+    "check_units",
     "is_labelled",
+    "label_quality",
     "prepare_reference",
-    "rasterise",
     "rasterise_chunk",
     "rasterise_reference",
     "rasterise_tile",

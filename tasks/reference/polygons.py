@@ -1,332 +1,216 @@
-"""The reference file: polygons that are read and checked once, and written once per CRS."""
+"""The reference polygons that tiles need: repaired, reprojected once per CRS, and indexed by tile.
 
-import hashlib
-import json
-import tempfile
+What is prepared, one set of files per CRS in a local folder, is shared by all workers:
+
+* ``polygons-<epsg>.arrow``: Arrow IPC, mapped into memory; each polygon that touches a tile, as it is burned.
+* ``rows-<epsg>.npy``: rows of that file, tile by tile; ``tiles-<epsg>.npy``: where each tile's begin and end there.
+
+So a tile costs what its own polygons cost, however many others there are.
+"""
+
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import geopandas as gpd
 import numpy as np
-import pandas as pd
-import pyogrio
+import pyarrow as pa
 import shapely
-from fsspec import AbstractFileSystem
-from fsspec.implementations.local import LocalFileSystem
-from pydantic import ConfigDict, Field, field_validator
+from numpy.typing import NDArray
+from pyproj import CRS, Transformer
 
-from tasks.classes import LAND_COVER_CLASSES
-from tasks.eopatches import file_identity
-from tasks.errors import InvalidInput
-from tasks.form import FormModel
+from tasks.grid import Tile
+from tasks.reference.classification import NULL, UNMAPPED
+from tasks.reference.sources import Bounds
 
-ID_COLUMN, NAME_COLUMN = "LULC_ID", "LULC_NAME"
-"""Columns of LULC_REFERENCE, and of the prepared files."""
-ROW_COLUMN = "ROW"
-"""Column of the prepared files that keeps the order of the reference file; a spatial index sorts them otherwise."""
-SHOWN_VALUES = 10
-"""How many wrong values a message names."""
-
-
-FETCHED_TO_CHECK_BYTES = 50_000_000
-"""A file on a server is fetched only to be checked up to this size: within seconds."""
-
-
-class Reference(FormModel):
-    """Polygons with land-cover classes."""
-
-    model_config = ConfigDict(title="Reference polygons")
-
-    file: str = Field(
-        title="File",
-        description="Vector file that geopandas reads (GeoPackage, Shapefile, GeoJSON, FlatGeobuf, zipped too): a path "
-        "or a URL such as s3://.",
-        examples=["data/land-use.gpkg"],
-        min_length=1,
-    )
-    layer: str | None = Field(
-        default=None, title="Layer", description="Needed where the file has several.", examples=["land_use"]
-    )
-    class_column: str = Field(
-        default="LULC_ID", title="Class column", description="Column with the classes.", examples=["LULC_ID"]
-    )
-    name_column: str | None = Field(
-        default=None,
-        title="Name column",
-        description="Column with the classes' names. Empty: LULC_NAME if the file has it, else the SI_LULC names.",
-        examples=["LULC_NAME"],
-    )
-    class_table: dict[str, int] | None = Field(
-        default=None,
-        title="Class table",
-        description="Class id, 0 to 255, for each value of the class column. Empty: the values are the ids.",
-        examples=[{"1100": 1, "2000": 2, "forest": 2}],
-    )
-
-    @field_validator("class_table", mode="before")
-    @classmethod
-    def _keys_are_text(cls, value: object) -> object:
-        return {_as_text(key): number for key, number in value.items()} if isinstance(value, Mapping) else value
-
-    @field_validator("class_table")
-    @classmethod
-    def _ids_fit(cls, value: dict[str, int] | None) -> dict[str, int] | None:
-        wrong = {key: number for key, number in (value or {}).items() if not 0 <= number <= 255}
-        if wrong:
-            raise ValueError(f"class ids must be 0 to 255, but the table has {wrong}")
-        return value
-
-    @property
-    def class_table_sha256(self) -> str:
-        """Hash of the class table."""
-        return _sha256(self.class_table)
-
-    @property
-    def options_sha256(self) -> str:
-        """Hash of everything but the file and the class table."""
-        return _sha256(self.model_dump(exclude={"file", "class_table"}))
+SCHEMA = pa.schema(
+    [
+        ("order", pa.int64()),  # of burning: the last one wins
+        ("id", pa.int16()),  # of the class, or NULL or UNMAPPED of classification
+        ("name", pa.string()),  # of the class; of rows that are in none, the value
+        ("repaired", pa.bool_()),
+        ("geometry", pa.binary()),
+    ]
+)
+MARGIN = 0.05
+"""By what share of its size a tile is taken larger in another CRS: edges that are straight here are not there."""
+EVERYWHERE = (-1e12, -1e12, 1e12, 1e12)
 
 
 @dataclass(frozen=True, slots=True)
-class ReferenceSource:
-    """Identity of a reference as META_INFO/REFERENCE keeps it; it is known without reading the file.
+class TilePolygons:
+    """The polygons of one tile, in the order in which they are burned.
 
     Attributes:
-        name: last part of the file's path.
-        size: bytes.
-        version: ETag or time of modification.
-        class_table_sha256: hash of the class table.
-        options_sha256: hash of the other options.
+        ids: class of each.
+        names: name of each one's class.
+        polygons: polygons and multipolygons in the tile's CRS.
+        wkb: the same as WKB.
+        repaired: whether a polygon was invalid.
+        without_class: further polygons there, whose class is null.
+        unmapped: further polygons there whose value is in no class, by value.
     """
 
-    name: str
-    size: int
-    version: str
-    class_table_sha256: str
-    options_sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedReference:
-    """Checked polygons on the local disk, one file per CRS, and what was found on the way.
-
-    Attributes:
-        source: where they come from.
-        files: path of a FlatGeobuf with a spatial index, by EPSG code.
-        polygons: rows that are used.
-        repaired: rows with an invalid geometry that was made valid; they are among ``polygons``.
-        without_polygon: rows left out because they have no geometry, or one without an area.
-        without_class: rows left out because their class is null.
-    """
-
-    source: ReferenceSource
-    files: Mapping[int, str]
-    polygons: int
-    repaired: int
-    without_polygon: int
+    ids: NDArray[np.int16]
+    names: NDArray[np.object_]
+    polygons: NDArray[np.object_]
+    wkb: NDArray[np.object_]
+    repaired: NDArray[np.bool_]
     without_class: int
+    unmapped: Mapping[str, int]
 
 
-def reference_source(reference: Reference, files: AbstractFileSystem, path: str) -> ReferenceSource:
-    """Identify a reference by its file's size and version and by its options.
-
-    Raises:
-        InvalidInput: the file does not exist.
-    """
-    try:
-        identity = file_identity(files, path)
-    except FileNotFoundError as error:
-        raise InvalidInput(f"Reference file {reference.file} does not exist; correct the path.") from error
-    return ReferenceSource(
-        name=Path(path).name,
-        size=int(identity["size"]),
-        version=str(identity["version"]),
-        class_table_sha256=reference.class_table_sha256,
-        options_sha256=reference.options_sha256,
+def polygons_of_tile(folder: Path, tile: Tile) -> TilePolygons | None:
+    """Read what was prepared for a tile; None when it is not one of those that were prepared."""
+    index = folder / f"tiles-{tile.epsg}.npy"
+    tiles = np.load(index) if index.exists() else None
+    place = np.searchsorted(tiles["name"], tile.name) if tiles is not None else 0
+    if tiles is None or place == len(tiles) or tiles["name"][place] != tile.name:
+        return None
+    rows = np.load(folder / f"rows-{tile.epsg}.npy", mmap_mode="r")[tiles["begin"][place] : tiles["end"][place]]
+    with pa.memory_map(str(folder / f"polygons-{tile.epsg}.arrow")) as mapped:
+        table = _taken(pa.ipc.open_file(mapped), rows).sort_by("order")
+    ids = table["id"].to_numpy()
+    used = table.filter(pa.array(ids >= 0))
+    wkb = used["geometry"].to_numpy()
+    return TilePolygons(
+        ids=used["id"].to_numpy(),
+        names=used["name"].to_numpy(),
+        polygons=shapely.from_wkb(wkb),
+        wkb=wkb,
+        repaired=used["repaired"].to_numpy(),
+        without_class=int(np.count_nonzero(ids == NULL)),
+        unmapped=dict(Counter(table["name"].to_numpy()[ids == UNMAPPED].tolist())),
     )
 
 
-def check_reference(reference: Reference, files: AbstractFileSystem, path: str) -> ReferenceSource:
-    """Identify a reference as :func:`reference_source`, and check layer, CRS, columns and classes.
-
-    A large file on a server is not fetched for this: :func:`prepare_reference` checks it when it is used.
-
-    Raises:
-        InvalidInput: as :func:`prepare_reference`, but for the polygons themselves.
-    """
-    source = reference_source(reference, files, path)
-    if isinstance(files, LocalFileSystem) or source.size <= FETCHED_TO_CHECK_BYTES:
-        with tempfile.TemporaryDirectory(prefix="eopatch-flow-") as folder:
-            rows = _read(reference, _local_copy(files, path, Path(folder)), geometries=False)
-        _classes(rows[reference.class_column], reference)
-    return source
+def _taken(file: "pa.RecordBatchFileReader", rows: NDArray[np.void]) -> pa.Table:
+    """Rows of a file; only batches that have some are touched."""
+    numbers, begins = np.unique(rows["batch"], return_index=True)
+    parts = np.split(np.asarray(rows["row"]), begins[1:])
+    batches = [file.get_batch(number).take(pa.array(part)) for number, part in zip(numbers, parts, strict=False)]
+    return pa.Table.from_batches(batches, SCHEMA)
 
 
-def prepare_reference(
-    reference: Reference, files: AbstractFileSystem, path: str, epsgs: Iterable[int], folder: Path
-) -> PreparedReference:
-    """Read and check the polygons once, and write them to ``folder`` in each CRS with a spatial index.
+class Zone:
+    """Tiles of one CRS, and the file for the polygons that touch them. Close it.
 
     Args:
-        reference: file and columns.
-        files: file system of the file.
-        path: the file's path there.
-        epsgs: CRSs of the tiles.
-        folder: local working folder; it is made.
-
-    Raises:
-        InvalidInput: the file is missing, not readable, or has no CRS; a column or a class is unknown; there is no
-            polygon.
+        epsg: the CRS.
+        tiles: in that CRS.
+        folder: local, exists.
     """
-    source = reference_source(reference, files, path)
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = _read(reference, _local_copy(files, path, folder))
-    classes = _classes(rows[reference.class_column], reference)
-    polygons, repaired = _polygons(rows)
-    usable = polygons.notna() & classes.notna()
-    if not usable.any():
-        raise InvalidInput(
-            f"Reference file {reference.file} has no polygon with a class; choose another file or layer."
+
+    _TAKEN = np.dtype([("batch", np.int32), ("row", np.int32)])
+
+    def __init__(self, epsg: int, tiles: Iterable[Tile], folder: Path) -> None:
+        self._epsg = epsg
+        self._folder = folder
+        by_name = {tile.name: tile for tile in tiles}
+        self._names = sorted(by_name)
+        self._bounds = np.array([by_name[name].bounds for name in self._names])
+        self._boxes = shapely.box(*self._bounds.T)
+        shapely.prepare(self._boxes)
+        self._tree = shapely.STRtree(self._boxes)
+        self._sink = pa.ipc.new_file(str(folder / f"polygons-{epsg}.arrow"), SCHEMA)
+        self._batches = 0
+        self._tiles: list[NDArray[np.int64]] = []
+        self._rows: list[NDArray[np.void]] = []
+
+    def boxes_in(self, crs: CRS, buffer_m: float) -> NDArray[np.float64]:
+        """Give bounds of the tiles in another CRS, with a margin, (tile, 4); everywhere, where they cannot be told."""
+        sizes = self._bounds[:, 2:] - self._bounds[:, :2]
+        margins = MARGIN * sizes + buffer_m
+        grown = shapely.box(*np.hstack([self._bounds[:, :2] - margins, self._bounds[:, 2:] + margins]).T)
+        lines = shapely.segmentize(grown, sizes.max(axis=1) / 8)
+        bounds = shapely.bounds(projected(lines, CRS.from_epsg(self._epsg), crs))
+        bounds[~np.isfinite(bounds).all(axis=1)] = EVERYWHERE
+        if crs.is_geographic:
+            bounds[bounds[:, 2] - bounds[:, 0] > 180] = EVERYWHERE  # across the antimeridian
+        return bounds
+
+    def reproject(self, polygons: NDArray[np.object_], crs: CRS) -> NDArray[np.object_]:
+        """Bring polygons into the zone's CRS; None where the projection cannot hold one, which is far from any tile."""
+        there = projected(polygons, crs, CRS.from_epsg(self._epsg))
+        there[~np.isfinite(shapely.bounds(there)).all(axis=1)] = None
+        return there
+
+    def add(self, polygons: NDArray[np.object_], **columns: NDArray[np.generic]) -> NDArray[np.bool_]:
+        """Keep those polygons that touch a tile, with the columns of :data:`SCHEMA`; tells which these are."""
+        polygon, tile = self._touching(polygons)
+        touches = np.zeros(len(polygons), np.bool_)
+        touches[polygon] = True
+        if len(polygon):
+            kept = {name: values[touches] for name, values in columns.items()}
+            geometry = shapely.to_wkb(polygons[touches])
+            arrays = [pa.array((kept | {"geometry": geometry})[field.name], field.type) for field in SCHEMA]
+            self._sink.write_batch(pa.RecordBatch.from_arrays(arrays, schema=SCHEMA))
+            rows = np.empty(len(polygon), self._TAKEN)
+            rows["batch"], rows["row"] = self._batches, (np.cumsum(touches) - 1)[polygon]
+            self._tiles.append(tile)
+            self._rows.append(rows)
+            self._batches += 1
+        return touches
+
+    def close(self) -> None:
+        """Write the index by tile."""
+        self._sink.close()
+        tiles = np.concatenate([np.empty(0, np.int64), *self._tiles])
+        rows = np.concatenate([np.empty(0, self._TAKEN), *self._rows])
+        order = np.argsort(tiles, kind="stable")  # rows of a tile stay in the order of batches
+        ends = np.searchsorted(tiles[order], np.arange(len(self._names)), side="right")
+        index = np.empty(
+            len(self._names), [("name", f"U{max(map(len, self._names))}"), ("begin", np.int64), ("end", np.int64)]
         )
-    table = gpd.GeoDataFrame(
-        {ID_COLUMN: classes[usable].astype("int32"), NAME_COLUMN: _names(rows, classes, reference)[usable]},
-        geometry=polygons[usable],
-        crs=rows.crs,
-    )
-    table[ROW_COLUMN] = np.arange(len(table))
-    return PreparedReference(
-        source=source,
-        files={epsg: _write(table, epsg, folder) for epsg in sorted(set(epsgs))},
-        polygons=len(table),
-        repaired=repaired,
-        without_polygon=int(polygons.isna().sum()),
-        without_class=int(classes.isna().sum()),
-    )
+        index["name"], index["begin"], index["end"] = self._names, np.append(0, ends[:-1]), ends
+        np.save(self._folder / f"rows-{self._epsg}.npy", rows[order])
+        np.save(self._folder / f"tiles-{self._epsg}.npy", index)
+
+    def _touching(self, polygons: NDArray[np.object_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Pairs of a polygon and a tile that share at least a point."""
+        polygon, tile = self._tree.query(polygons)
+        bounds, box = shapely.bounds(polygons)[polygon], self._bounds[tile]
+        touches = (bounds[:, :2] >= box[:, :2]).all(axis=1) & (bounds[:, 2:] <= box[:, 2:]).all(axis=1)
+        across = np.flatnonzero(~touches)
+        touches[across] = shapely.intersects(self._boxes[tile[across]], polygons[polygon[across]])
+        return polygon[touches], tile[touches]
 
 
-def _local_copy(files: AbstractFileSystem, path: str, folder: Path) -> str:
-    """Path of the file on the local disk; a remote one is copied, a Shapefile with the files that belong to it."""
-    if isinstance(files, LocalFileSystem):
-        return path
-    stem, suffix = path.rsplit(".", 1)[0], Path(path).suffix.lower()
-    parts = [str(part) for part in files.glob(f"{stem}.*")] if suffix == ".shp" else [path]
-    for part in parts:
-        files.get_file(part, str(folder / Path(part).name))
-    return str(folder / Path(path).name)
+def zones_of(tiles: Iterable[Tile], folder: Path) -> list[Zone]:
+    """Give the zones of tiles, with their files in a folder."""
+    by_epsg: dict[int, list[Tile]] = {}
+    for tile in tiles:
+        by_epsg.setdefault(tile.epsg, []).append(tile)
+    return [Zone(epsg, members, folder) for epsg, members in sorted(by_epsg.items())]
 
 
-def _read(reference: Reference, path: str, *, geometries: bool = True) -> gpd.GeoDataFrame:
-    """Read classes, names and geometries of the layer, rows in the file's order; a plain table without geometries."""
-    try:
-        layer = _layer(reference, path)
-        info = pyogrio.read_info(path, layer=layer)
-        columns = _columns(reference, [str(column) for column in info["fields"]])
-        if info["crs"] is None:
-            raise InvalidInput(
-                f"Reference file {reference.file} has no coordinate reference system; assign the one that its "
-                "coordinates are in, for example with: ogr2ogr -a_srs EPSG:32633 with-crs.gpkg FILE"
-            )
-        return pyogrio.read_dataframe(
-            path, layer=layer, columns=columns, read_geometry=geometries, force_2d=True, on_invalid="ignore"
-        )
-    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError) as error:
-        raise InvalidInput(f"Reference file {reference.file} is not readable as vector data: {error}.") from error
+def around(boxes: Iterable[NDArray[np.float64]]) -> Bounds:
+    """Bounds of all boxes."""
+    together = np.concatenate(list(boxes))
+    return (*together[:, :2].min(axis=0).tolist(), *together[:, 2:].max(axis=0).tolist())
 
 
-def _layer(reference: Reference, path: str) -> str:
-    layers = [str(name) for name, geometry_type in pyogrio.list_layers(path) if geometry_type is not None]
-    if reference.layer is None and len(layers) == 1:
-        return layers[0]
-    if reference.layer in layers:
-        return str(reference.layer)
-    asked = "no layer was named" if reference.layer is None else f"layer {reference.layer} is not in it"
-    found = ", ".join(layers) or "none with geometries"
-    raise InvalidInput(f"Reference file {reference.file}: {asked}; name one of its layers: {found}.")
+def projected(geometries: NDArray[np.object_], source: CRS, target: CRS) -> NDArray[np.object_]:
+    """Reproject each point of geometries, x before y in both CRSs."""
+    if source == target:
+        return geometries.copy()
+    transform = Transformer.from_crs(source, target, always_xy=True).transform
+    return np.asarray(shapely.transform(geometries, lambda points: np.column_stack(transform(*points.T))), object)
 
 
-def _columns(reference: Reference, fields: list[str]) -> list[str]:
-    """The class column and, where there is one, the name column."""
-    asked = [reference.class_column] + ([reference.name_column] if reference.name_column else [])
-    for column in asked:
-        if column not in fields:
-            found = ", ".join(fields) or "none"
-            raise InvalidInput(f"Reference file {reference.file} has no column {column}; its columns are {found}.")
-    implied = [NAME_COLUMN] if reference.name_column is None and NAME_COLUMN in fields else []
-    return list(dict.fromkeys(asked + implied))
-
-
-# ---- classes, names, polygons ----
-
-
-def _classes(values: "pd.Series[Any]", reference: Reference) -> "pd.Series[float]":
-    """Class id of each row, NaN where the class is null."""
-    if reference.class_table is not None:
-        texts = values.map(_as_text, na_action="ignore")
-        classes = texts.map(reference.class_table, na_action="ignore").astype(float)
-        known = ", ".join(reference.class_table)
-        _refuse(values[values.notna() & classes.isna()], reference, f"not in the class table ({known}); add them")
-        return classes
-    advice = "no class ids, which are integers from 0 to 255; give a class_table from values to ids"
-    if not pd.api.types.is_numeric_dtype(values):
-        _refuse(values[values.notna()], reference, advice)
-    classes = values.astype(float)
-    _refuse(values[classes.notna() & ~classes.isin(range(256))], reference, advice)
-    return classes
-
-
-def _refuse(values: "pd.Series[Any]", reference: Reference, problem: str) -> None:
-    if values.empty:
-        return
-    distinct = sorted({_as_text(value) for value in values})
-    shown = ", ".join(distinct[:SHOWN_VALUES]) + (", …" if len(distinct) > SHOWN_VALUES else "")
-    raise InvalidInput(
-        f"Reference file {reference.file}, column {reference.class_column}: {len(values)} rows have values that are "
-        f"{problem}. Values: {shown}."
-    )
-
-
-def _as_text(value: object) -> str:
-    """A class as the class table's keys are written: 1300, 1300.0 and "1300" are the same class."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
-def _names(rows: gpd.GeoDataFrame, classes: "pd.Series[float]", reference: Reference) -> "pd.Series[Any]":
-    """Class name of each row; classes that SI_LULC does not know are named by their id."""
-    column = reference.name_column or (NAME_COLUMN if NAME_COLUMN in rows else None)
-    if column is not None:
-        return pd.Series(rows[column], dtype=object)
-    known = {land_cover.id: land_cover.name for land_cover in LAND_COVER_CLASSES}
-    return classes.map(lambda number: known.get(int(number), str(int(number))), na_action="ignore").astype(object)
-
-
-def _polygons(rows: gpd.GeoDataFrame) -> tuple["pd.Series[Any]", int]:
-    """Valid (multi)polygon of each row, None where there is none with an area; and how many had to be repaired."""
-    geometries = rows.geometry.to_numpy(copy=True)
-    invalid = ~shapely.is_valid(geometries) & ~shapely.is_missing(geometries)
-    geometries[invalid] = shapely.make_valid(geometries[invalid])
-    for position in np.flatnonzero(shapely.get_type_id(geometries) == shapely.GeometryType.GEOMETRYCOLLECTION):
-        geometries[position] = _polygonal_part(geometries[position])
+def polygonal(geometries: NDArray[np.object_]) -> tuple[NDArray[np.object_], NDArray[np.bool_]]:
+    """Valid (multi)polygon of each geometry, None where there is none with an area; and which had to be repaired."""
+    polygons = shapely.force_2d(geometries) if shapely.has_z(geometries).any() else geometries.copy()
+    invalid = ~shapely.is_valid(polygons) & ~shapely.is_missing(polygons)
+    polygons[invalid] = shapely.make_valid(polygons[invalid])
+    for place in np.flatnonzero(shapely.get_type_id(polygons) == shapely.GeometryType.GEOMETRYCOLLECTION):
+        polygons[place] = _polygonal_part(polygons[place])
     types = (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON)
-    polygonal = np.isin(shapely.get_type_id(geometries), types) & (shapely.area(geometries) > 0)
-    geometries[~polygonal] = None
-    return gpd.GeoSeries(geometries, index=rows.index, crs=rows.crs), int((invalid & polygonal).sum())
+    usable = np.isin(shapely.get_type_id(polygons), types) & (shapely.area(polygons) > 0)
+    polygons[~usable] = None
+    return polygons, invalid & usable
 
 
 def _polygonal_part(collection: shapely.GeometryCollection) -> shapely.Geometry:
     parts = shapely.get_parts(shapely.get_parts(collection))
     return shapely.union_all([part for part in parts if part.geom_type == "Polygon"])
-
-
-def _write(table: gpd.GeoDataFrame, epsg: int, folder: Path) -> str:
-    """Write polygons in one CRS with a spatial index; those that the projection cannot hold are far from any tile."""
-    projected = table.to_crs(epsg)
-    path = folder / f"reference-{epsg}.fgb"
-    finite = np.isfinite(projected.bounds.to_numpy()).all(axis=1)
-    pyogrio.write_dataframe(projected[finite], path, driver="FlatGeobuf", promote_to_multi=True)
-    return str(path)
-
-
-def _sha256(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

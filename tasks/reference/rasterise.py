@@ -1,23 +1,24 @@
 """Polygons are burned into one tile and added to its EOPatch."""
 
+import json
+import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
-import geopandas as gpd
 import numpy as np
-import pyogrio
-import shapely
+import pyogrio.raw
 from eolearn.core.constants import FeatureType
 from eolearn.core.eodata import EOPatch
 from fsspec import AbstractFileSystem
-from numpy.typing import NDArray
+from isal import igzip
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from rasterio.errors import NotGeoreferencedWarning
-from rasterio.features import rasterize
 from sentinelhub import CRS, BBox
 
 from tasks.eopatches import (
@@ -33,13 +34,24 @@ from tasks.eopatches import (
 )
 from tasks.errors import TileError
 from tasks.grid import Tile
-from tasks.reference.polygons import ID_COLUMN, NAME_COLUMN, ROW_COLUMN, PreparedReference, ReferenceSource
+from tasks.quality import LabelQuality
+from tasks.reference.burning import burn
+from tasks.reference.polygons import TilePolygons, polygons_of_tile
+from tasks.reference.preparation import NAME_COLUMN, PreparedReference, ReferenceSource, prepare_reference
 from tasks.storage import Storage, open_filesystem
 
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)  # rasterize() hides it, but not from other threads
 
+POLYGONS = "LULC_REFERENCE"
+"""VECTOR_TIMELESS feature with the polygons."""
+ID_COLUMN = "LULC_ID"
+"""Column of LULC_REFERENCE with class ids, beside NAME_COLUMN."""
+GZIP_LEVEL = 2
+"""ISA-L's level for polygons: as fast as 1, and smaller."""
 MARKER = "REFERENCE"
 """META_INFO feature that commits a tile's reference."""
+QUALITY = "quality"
+"""Key of the marker under which it tells what the labels are made of."""
 CONVERTED_MARKER = "BATCH"
 """META_INFO feature that an EOPatch must have before it gets a reference."""
 
@@ -50,17 +62,13 @@ class LabelRecord:
 
     Attributes:
         tile: name.
-        coverage: share of pixels with a class other than 0, 0 to 1.
-        pixels: number of pixels by class id, 0 among them, without the classes that do not occur.
-        polygons: number of polygons that intersect the tile.
+        quality: what the labels are made of.
         bytes_written: size of the added files.
         seconds: time that it took.
     """
 
     tile: str
-    coverage: float
-    pixels: Mapping[int, int]
-    polygons: int
+    quality: LabelQuality
     bytes_written: int
     seconds: float
 
@@ -76,59 +84,72 @@ def rasterise_tile(
     """Add MASK_TIMELESS/LULC and VECTOR_TIMELESS/LULC_REFERENCE to a tile's EOPatch and commit them.
 
     Args:
-        prepared: polygons in the tile's CRS among others.
+        prepared: polygons of the tile among others.
         tile: the EOPatch's raster.
         files: file system of the EOPatch.
         folder: the EOPatch's folder there.
         file_format: how LULC is stored.
 
     Raises:
-        TileError: there is no converted EOPatch in the folder.
+        TileError: there is no converted EOPatch in the folder, or the tile's polygons were not prepared.
         OSError: the file system fails.
     """
     start = time.monotonic()
     if not files.exists(marker_path(folder, CONVERTED_MARKER)):
         raise TileError(f"Tile {tile.name}: there is no converted EOPatch in {folder}; convert the tile first.")
-    polygons = _polygons_of_tile(prepared, tile)
-    lulc = rasterise(polygons.geometry, polygons[ID_COLUMN], tile)
+    found = polygons_of_tile(Path(prepared.folder), tile)
+    if found is None:
+        raise TileError(f"Tile {tile.name}: no reference was prepared for it; prepare it for this tile too.")
+    burned = burn(found.polygons, found.ids, tile, all_touched=prepared.reference.all_touched)
+    lulc = burned.classes[..., np.newaxis]
     patch = EOPatch(bbox=BBox(tile.bounds, CRS(tile.epsg)))
     patch[FeatureType.MASK_TIMELESS, "LULC"] = lulc
-    patch[FeatureType.VECTOR_TIMELESS, "LULC_REFERENCE"] = polygons
-    patch[FeatureType.META_INFO, MARKER] = _identity(prepared.source, file_format)
-    written = add_features(patch, files, folder, MARKER, file_format)
-    classes, counts = np.unique(lulc, return_counts=True)
-    return LabelRecord(
-        tile=tile.name,
-        coverage=float(np.count_nonzero(lulc) / lulc.size),
-        pixels={int(number): int(count) for number, count in zip(classes, counts, strict=True)},
-        polygons=len(polygons),
-        bytes_written=written,
-        seconds=time.monotonic() - start,
+    counts = np.bincount(lulc.ravel(), minlength=256)
+    quality = LabelQuality(
+        pixels={number: int(counts[number]) for number in np.flatnonzero(counts).tolist()},
+        polygons=len(found.polygons),
+        overlapping=len(burned.overlapping),
+        overlap_pixels=burned.overlap_pixels,
+        repaired=int(np.count_nonzero(found.repaired)),
+        without_class=found.without_class,
+        unmapped=found.unmapped,
     )
+    patch[FeatureType.META_INFO, MARKER] = _identity(prepared.source, file_format) | {QUALITY: quality.as_json()}
+    vectors = {POLYGONS: _vector_file(found, tile.epsg)}
+    written = add_features(patch, files, folder, MARKER, file_format, vectors)
+    return LabelRecord(tile.name, quality, written, time.monotonic() - start)
 
 
-def rasterise(geometries: Iterable[shapely.Geometry], classes: Iterable[int], tile: Tile) -> NDArray[np.uint8]:
-    """Burn classes into a tile where a pixel's centre lies inside a polygon; a later polygon covers earlier ones.
+def _vector_file(found: TilePolygons, epsg: int) -> bytes:
+    """Give the content of LULC_REFERENCE's file, ``.gpkg.gz``: multipolygons, without a spatial index.
 
-    Returns:
-        (height, width, 1), uint8, 0 outside all polygons.
+    eo-learn reads it as a whole. It writes such files with Fiona, row by row, which takes 20 times as long.
     """
-    shapes = list(zip(geometries, classes, strict=True))
-    lulc = np.zeros((tile.height, tile.width), np.uint8)
-    if shapes:
-        rasterize(shapes, out=lulc, transform=tile.transform, all_touched=False)
-    return lulc[..., np.newaxis]
+    content = BytesIO()
+    pyogrio.raw.write(
+        content,
+        found.wkb,
+        [found.ids.astype(np.int32), found.names],
+        [ID_COLUMN, NAME_COLUMN],
+        driver="GPKG",
+        layer=POLYGONS,
+        crs=f"EPSG:{epsg}",
+        geometry_type="MultiPolygon",
+        promote_to_multi=True,
+        layer_options={"SPATIAL_INDEX": "NO"},
+    )
+    return bytes(igzip.compress(content.getvalue(), GZIP_LEVEL))
 
 
-def _polygons_of_tile(prepared: PreparedReference, tile: Tile) -> gpd.GeoDataFrame:
-    """Polygons that intersect the tile, in its CRS, in the order of the reference file."""
-    near = pyogrio.read_dataframe(prepared.files[tile.epsg], bbox=tile.bounds).sort_values(ROW_COLUMN)
-    inside = near[near.intersects(shapely.box(*tile.bounds))]
-    return inside[[ID_COLUMN, NAME_COLUMN, "geometry"]].reset_index(drop=True)
+def label_quality(files: AbstractFileSystem, folder: str) -> LabelQuality | None:
+    """Tell what the labels of an EOPatch are made of, from its marker; None where that does not say it."""
+    marker = check_marker(files, folder, MARKER, {}).marker
+    return LabelQuality.from_json(marker[QUALITY]) if QUALITY in marker else None
 
 
 def _identity(source: ReferenceSource, file_format: FileFormat) -> dict[str, Any]:
-    return {**asdict(source), "file_format": file_format}
+    """The marker's content, as JSON gives it back."""
+    return {**json.loads(json.dumps(asdict(source))), "file_format": file_format}
 
 
 @task(
@@ -143,7 +164,11 @@ def rasterise_reference(
 ) -> LabelRecord:
     """Rasterise the reference into the EOPatch at ``patch_url``; see :func:`rasterise_tile`."""
     files, folder = open_filesystem(patch_url, storage)
-    return rasterise_tile(prepared, tile, files, folder, file_format)
+    if polygons_of_tile(Path(prepared.folder), tile) is not None:
+        return rasterise_tile(prepared, tile, files, folder, file_format)
+    with tempfile.TemporaryDirectory(prefix="eopatch-flow-") as alone:  # the service made a tile that was not planned
+        prepared = prepare_reference(prepared.reference, storage, [tile], Path(alone))
+        return rasterise_tile(prepared, tile, files, folder, file_format)
 
 
 @task(task_run_name="reference-{tiles[0].name}-and-others", cache_policy=NO_CACHE)

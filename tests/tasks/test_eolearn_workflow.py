@@ -15,6 +15,7 @@ from fsspec.implementations.local import LocalFileSystem
 from tasks.arrayfiles import FileFormat
 from tasks.conversion import PatchOptions, convert_tile
 from tasks.reference import Reference, prepare_reference, rasterise_tile
+from tasks.storage import Storage
 from tests.tasks.delivery_files import INDICES, MAPPING, PROVENANCE, TILE, dates, deliver, random_outputs
 
 FILES = LocalFileSystem()
@@ -35,7 +36,7 @@ def labelled(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     frame = gpd.GeoDataFrame({"LULC_ID": [2, 3]}, geometry=fields, crs=TILE.epsg)
     pyogrio.write_dataframe(frame, tmp_path / "fields.gpkg")
     reference = Reference(file=str(tmp_path / "fields.gpkg"))
-    prepared = prepare_reference(reference, FILES, reference.file, [TILE.epsg], tmp_path / "work")
+    prepared = prepare_reference(reference, Storage(), [TILE], tmp_path / "work")
     rasterise_tile(prepared, TILE, FILES, str(folder), file_format)
     return folder
 

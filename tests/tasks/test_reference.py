@@ -19,16 +19,21 @@ from tasks.arrayfiles import FileFormat
 from tasks.conversion import PatchOptions, convert_tile, is_converted
 from tasks.errors import InvalidInput, TileError
 from tasks.grid import Tile
+from tasks.quality import LabelQuality
 from tasks.reference import (
     LabelRecord,
     PreparedReference,
     Reference,
+    ReferenceSource,
+    burn,
     is_labelled,
+    label_quality,
     prepare_reference,
-    rasterise,
     rasterise_tile,
     reference_source,
 )
+from tasks.reference.polygons import TilePolygons, polygons_of_tile
+from tasks.storage import Storage
 from tests.tasks.delivery_files import MAPPING, PROVENANCE, TILE, dates, deliver, random_outputs
 
 FILES = LocalFileSystem()
@@ -44,13 +49,23 @@ def write(path: Path, geometries: list[Any], crs: str | None = "EPSG:32633", **c
     return Reference(file=str(path))
 
 
-def prepare(reference: Reference, folder: Path, epsg: int = 32633) -> PreparedReference:
-    return prepare_reference(reference, FILES, reference.file, [epsg], folder)
+def prepare(reference: Reference, folder: Path, tile: Tile = TILE) -> PreparedReference:
+    return prepare_reference(reference, Storage(), [tile], folder)
 
 
-def lulc_of(prepared: PreparedReference, tile: Tile) -> np.ndarray:
-    polygons = pyogrio.read_dataframe(prepared.files[tile.epsg]).sort_values("ROW")
-    return rasterise(polygons.geometry, polygons["LULC_ID"], tile)[..., 0]
+def found_in(prepared: PreparedReference, tile: Tile = TILE) -> TilePolygons:
+    found = polygons_of_tile(Path(prepared.folder), tile)
+    assert found is not None
+    return found
+
+
+def lulc_of(prepared: PreparedReference, tile: Tile = TILE) -> np.ndarray:
+    found = found_in(prepared, tile)
+    return burn(found.polygons, found.ids, tile, all_touched=prepared.reference.all_touched).classes
+
+
+def source_of(reference: Reference) -> ReferenceSource:
+    return reference_source(reference, Storage())
 
 
 @pytest.fixture
@@ -76,10 +91,10 @@ def test_lulc_of_the_real_polygons_is_what_eolearn_rasterised_in_every_pixel(tes
         tile = Tile("slovenia", 32633, tuple(raster.bounds), raster.width, raster.height)
     reference = Reference(file=str(test_data / "reference" / "slovenia-land-use.gpkg"))
 
-    prepared = prepare(reference, tmp_path)
+    prepared = prepare(reference, tmp_path, tile)
 
     np.testing.assert_array_equal(lulc_of(prepared, tile), expected)
-    assert prepared.polygons == 88
+    assert prepared.findings.polygons == 88
 
 
 # ---- rasterising ----
@@ -88,12 +103,12 @@ def test_lulc_of_the_real_polygons_is_what_eolearn_rasterised_in_every_pixel(tes
 def test_a_pixel_belongs_to_the_polygon_that_holds_its_centre() -> None:
     random = np.random.default_rng(3)
     corners = random.uniform((MIN_X, MIN_Y), (MAX_X, MAX_Y), (12, 3, 2))
-    triangles = [shapely.Polygon(triangle) for triangle in corners]
-    classes = list(range(1, 13))
+    triangles = np.array([shapely.Polygon(triangle) for triangle in corners])
+    classes = np.arange(1, 13)
 
-    lulc = rasterise(triangles, classes, TILE)
+    lulc = burn(triangles, classes, TILE).classes
 
-    expected = np.zeros((TILE.height, TILE.width, 1), np.uint8)
+    expected = np.zeros((TILE.height, TILE.width), np.uint8)
     for row in range(TILE.height):
         for column in range(TILE.width):
             centre = shapely.Point(TILE.transform * (column + 0.5, row + 0.5))
@@ -111,16 +126,16 @@ def test_the_last_row_of_the_file_wins_whatever_a_spatial_index_makes_of_the_ord
     classes = random.permutation(60) + 1
     reference = write(tmp_path / "boxes.gpkg", boxes, LULC_ID=classes.tolist())
 
-    lulc = lulc_of(prepare(reference, tmp_path), TILE)
+    lulc = lulc_of(prepare(reference, tmp_path))
 
-    np.testing.assert_array_equal(lulc, rasterise(boxes, classes, TILE)[..., 0])
+    np.testing.assert_array_equal(lulc, burn(np.array(boxes), classes, TILE).classes)
 
 
 def test_polygons_in_longitude_and_latitude_land_where_they_belong(tmp_path: Path) -> None:
     lonlat = gpd.GeoSeries([WEST], crs=32633).to_crs(4326)
     reference = write(tmp_path / "west.geojson", list(lonlat), "EPSG:4326", LULC_ID=[2])
 
-    lulc = lulc_of(prepare(reference, tmp_path), TILE)
+    lulc = lulc_of(prepare(reference, tmp_path))
 
     assert (lulc[:, :16] == 2).all()
     assert not lulc[:, 16:].any()
@@ -131,7 +146,7 @@ def test_a_polygon_that_a_projection_cannot_hold_costs_nothing(tmp_path: Path) -
     pole_to_pole = shapely.box(100, -90, 110, 90)
     reference = write(tmp_path / "world.gpkg", [*lonlat, pole_to_pole], "EPSG:4326", LULC_ID=[2, 3])
 
-    assert set(np.unique(lulc_of(prepare(reference, tmp_path), TILE))) <= {0, 2, 3}
+    assert set(np.unique(lulc_of(prepare(reference, tmp_path)))) <= {0, 2, 3}
 
 
 # ---- in the EOPatch ----
@@ -158,14 +173,18 @@ def test_lulc_and_its_polygons_are_added_to_the_eopatch_and_nothing_else_changes
     np.testing.assert_array_equal(after.data["BANDS"], before.data["BANDS"])
     assert (after.bbox, after.timestamps) == (before.bbox, before.timestamps)
     assert is_converted(FILES, folder, TILE.name, MAPPING, file_format, PROVENANCE)
-    assert record == LabelRecord(
-        tile=TILE.name,
-        coverage=0.5,
+    quality = LabelQuality(
         pixels={0: 384, 2: 384},
         polygons=1,
-        bytes_written=record.bytes_written,
-        seconds=record.seconds,
+        overlapping=0,
+        overlap_pixels=0,
+        repaired=0,
+        without_class=0,
+        unmapped={},
     )
+    assert record == LabelRecord(TILE.name, quality, record.bytes_written, record.seconds)
+    assert quality.coverage == 0.5
+    assert label_quality(FILES, folder) == quality
 
 
 def test_a_tile_without_polygons_gets_an_empty_mask_and_no_failure(tmp_path: Path, patch: str) -> None:
@@ -176,19 +195,19 @@ def test_a_tile_without_polygons_gets_an_empty_mask_and_no_failure(tmp_path: Pat
     after = EOPatch.load(patch)
     assert not after.mask_timeless["LULC"].any()
     assert len(after.vector_timeless["LULC_REFERENCE"]) == 0
-    assert (record.coverage, record.polygons) == (0.0, 0)
+    assert (record.quality.coverage, record.quality.polygons) == (0.0, 0)
 
 
 def test_the_marker_tells_whether_a_patch_has_this_reference(tmp_path: Path, patch: str) -> None:
     reference = write(tmp_path / "r.gpkg", [WEST], LULC_ID=[2])
-    source = reference_source(reference, FILES, reference.file)
+    source = source_of(reference)
     assert "does not exist" in is_labelled(FILES, patch, source, "npy.gz").reason
 
     rasterise_tile(prepare(reference, tmp_path / "work"), TILE, FILES, patch, "npy.gz")
 
     assert is_labelled(FILES, patch, source, "npy.gz")
-    recoded = reference.model_copy(update={"class_table": {"2": 3}})
-    verdict = is_labelled(FILES, patch, reference_source(recoded, FILES, recoded.file), "npy.gz")
+    recoded = Reference(file=reference.file, class_table={"2": 3})
+    verdict = is_labelled(FILES, patch, source_of(recoded), "npy.gz")
     assert not verdict
     assert "class_table_sha256" in verdict.reason
 
@@ -214,7 +233,9 @@ def test_a_tile_that_is_not_converted_gets_no_reference(tmp_path: Path) -> None:
         rasterise_tile(prepared, TILE, FILES, str(tmp_path / "eopatches" / "eopatch_x"), "npy.gz")
 
 
-def test_reference_and_eopatch_may_both_lie_on_s3(tmp_path: Path, s3_files: s3fs.S3FileSystem, bucket: str) -> None:
+def test_reference_and_eopatch_may_both_lie_on_s3(
+    tmp_path: Path, s3_files: s3fs.S3FileSystem, bucket: str, storage: Storage
+) -> None:
     delivered = deliver(tmp_path / "tile", random_outputs(TILE, 2), TILE, dates(2))
     folder = f"{bucket}/run/eopatches/eopatch_33TVM_4_5"
     convert_tile(
@@ -225,7 +246,7 @@ def test_reference_and_eopatch_may_both_lie_on_s3(tmp_path: Path, s3_files: s3fs
         s3_files.put_file(str(part), f"{bucket}/{part.name}")
     reference = Reference(file=f"s3://{bucket}/r.shp")
 
-    prepared = prepare_reference(reference, s3_files, f"{bucket}/r.shp", [32633], tmp_path / "work")
+    prepared = prepare_reference(reference, storage, [TILE], tmp_path / "work")
     rasterise_tile(prepared, TILE, s3_files, folder, "npy.gz")
     rasterise_tile(prepared, TILE, s3_files, folder, "npy.gz")
 
@@ -243,8 +264,8 @@ def test_text_becomes_classes_by_the_class_table(tmp_path: Path) -> None:
 
     prepared = prepare(reference, tmp_path)
 
-    assert set(np.unique(lulc_of(prepared, TILE))) == {2, 5}
-    assert list(pyogrio.read_dataframe(prepared.files[32633]).sort_values("ROW")["LULC_NAME"]) == ["WATER", "FOREST"]
+    assert set(np.unique(lulc_of(prepared))) == {2, 5}
+    assert list(found_in(prepared).names) == ["WATER", "FOREST"]
 
 
 def test_numbers_become_classes_by_the_class_table_also_where_nulls_made_them_floats(tmp_path: Path) -> None:
@@ -253,17 +274,16 @@ def test_numbers_become_classes_by_the_class_table_also_where_nulls_made_them_fl
 
     prepared = prepare(reference, tmp_path)
 
-    assert set(np.unique(lulc_of(prepared, TILE))) == {2, 3}
-    assert (prepared.polygons, prepared.without_class) == (2, 1)
+    assert set(np.unique(lulc_of(prepared))) == {2, 3}
+    assert (prepared.findings.polygons, prepared.findings.without_class) == (2, 1)
+    assert found_in(prepared).without_class == 1
 
 
 def test_names_come_from_the_column_that_is_asked_for(tmp_path: Path) -> None:
     write(tmp_path / "r.gpkg", [WHOLE], LULC_ID=[2], LULC_NAME=["forest"], local=["gozd"])
     reference = Reference(file=str(tmp_path / "r.gpkg"), name_column="local")
 
-    names = pyogrio.read_dataframe(prepare(reference, tmp_path).files[32633])["LULC_NAME"]
-
-    assert list(names) == ["gozd"]
+    assert list(found_in(prepare(reference, tmp_path)).names) == ["gozd"]
 
 
 @pytest.mark.parametrize(
@@ -304,14 +324,15 @@ def test_invalid_and_missing_geometries_are_repaired_or_left_out_and_counted(tmp
 
     prepared = prepare(Reference(file=str(tmp_path / "r.gpkg")), tmp_path)
 
-    assert (prepared.polygons, prepared.repaired, prepared.without_polygon) == (2, 2, 3)
-    assert set(np.unique(lulc_of(prepared, TILE))) == {0, 1, 4}
+    findings = prepared.findings
+    assert (findings.polygons, findings.repaired, findings.without_polygon) == (2, 2, 3)
+    assert set(np.unique(lulc_of(prepared))) == {0, 1, 4}
 
 
 def test_a_file_of_points_has_no_polygon(tmp_path: Path) -> None:
     reference = write(tmp_path / "r.gpkg", [shapely.Point(MIN_X, MIN_Y)], LULC_ID=[1])
 
-    with pytest.raises(InvalidInput, match="no polygon with a class"):
+    with pytest.raises(InvalidInput, match="has no polygon but geometries of type Point"):
         prepare(reference, tmp_path)
 
 
@@ -365,7 +386,7 @@ def test_of_several_layers_one_must_be_named(tmp_path: Path) -> None:
         prepare(Reference(file=str(tmp_path / "r.gpkg")), tmp_path)
     with pytest.raises(InvalidInput, match="layer 2020 is not in it; name one of its layers: 2018, 2019"):
         prepare(Reference(file=str(tmp_path / "r.gpkg"), layer="2020"), tmp_path)
-    assert prepare(Reference(file=str(tmp_path / "r.gpkg"), layer="2019"), tmp_path).polygons == 1
+    assert prepare(Reference(file=str(tmp_path / "r.gpkg"), layer="2019"), tmp_path).findings.polygons == 1
 
 
 @pytest.mark.parametrize("suffix", ["gpkg", "shp", "geojson", "fgb", "zip"])
@@ -380,7 +401,7 @@ def test_the_usual_vector_formats_are_read(tmp_path: Path, suffix: str) -> None:
 
     prepared = prepare(Reference(file=str(tmp_path / f"r.{suffix}")), tmp_path / "work")
 
-    assert prepared.polygons == 1
+    assert prepared.findings.polygons == 1
 
 
 def test_a_reference_survives_json_as_a_form_sends_it() -> None:

@@ -1,0 +1,322 @@
+"""A reference is identified, checked before anything is bought, and prepared once for all tiles."""
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import shapely
+from fsspec.implementations.local import LocalFileSystem
+from numpy.typing import NDArray
+from pyproj import CRS
+
+from tasks.classes import known_class
+from tasks.eopatches import file_identity
+from tasks.errors import InvalidInput
+from tasks.grid import Tile
+from tasks.grid.coordinates import crs_of
+from tasks.reference.classification import NULL, UNMAPPED, Classifier, as_text
+from tasks.reference.parameters import Input, Reference, codes_of
+from tasks.reference.polygons import around, polygonal, zones_of
+from tasks.reference.sources import Rows, Source, open_source
+from tasks.storage import Storage, open_filesystem
+
+NAME_COLUMN = "LULC_NAME"
+"""Where names are looked for when no column was named."""
+FETCHED_TO_CHECK_BYTES = 50_000_000
+"""A file on a server is fetched only to be checked up to this size: within seconds."""
+_PLACES = 2**40
+"""More than the rows of a file."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceIdentity:
+    """What tells one state of a file from another.
+
+    Attributes:
+        name: last part of the path.
+        size: bytes.
+        version: ETag or time of modification.
+    """
+
+    name: str
+    size: int
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceSource:
+    """Identity of a reference as META_INFO/REFERENCE keeps it; it is known without reading the files.
+
+    Attributes:
+        sources: of each file.
+        class_table_sha256: hash of the class table.
+        options_sha256: hash of the other options.
+    """
+
+    sources: tuple[SourceIdentity, ...]
+    class_table_sha256: str
+    options_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What was found in the files: of rows near the tiles, but for those without a geometry, which are nowhere.
+
+    Attributes:
+        polygons: rows that touch a tile and are used.
+        repaired: of them, those whose geometry was invalid and was made valid.
+        without_polygon: rows without a geometry, or with one that has no area.
+        without_class: rows whose class is null.
+        too_small: rows below the smallest area, or of which a negative buffer leaves nothing.
+        unmapped: rows that were left out because their value is in no class, by value.
+    """
+
+    polygons: int
+    repaired: int
+    without_polygon: int
+    without_class: int
+    too_small: int
+    unmapped: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedReference:
+    """Polygons that are ready to be burned, on the local disk, and what was found on the way.
+
+    Attributes:
+        reference: as given.
+        source: where the polygons come from.
+        folder: with the files of :mod:`tasks.reference.polygons`.
+        findings: what the files had.
+    """
+
+    reference: Reference
+    source: ReferenceSource
+    folder: str
+    findings: Findings
+
+
+def reference_source(reference: Reference, storage: Storage) -> ReferenceSource:
+    """Identify a reference by its files' sizes and versions and by its options.
+
+    Raises:
+        InvalidInput: a file does not exist.
+    """
+    return ReferenceSource(
+        sources=tuple(_identity(one, storage) for one in reference.inputs),
+        class_table_sha256=reference.class_table_sha256,
+        options_sha256=reference.options_sha256,
+    )
+
+
+def check_reference(reference: Reference, storage: Storage) -> ReferenceSource:
+    """Identify a reference as :func:`reference_source`, and check layers, CRSs, columns and classes.
+
+    A large file on a server is not fetched for this: :func:`prepare_reference` checks it when it is used.
+
+    Raises:
+        InvalidInput: as :func:`prepare_reference`, but for the polygons themselves.
+    """
+    source = reference_source(reference, storage)
+    for one, identity in zip(reference.inputs, source.sources, strict=True):
+        files, _ = open_filesystem(one.file, storage)
+        if isinstance(files, LocalFileSystem) or identity.size <= FETCHED_TO_CHECK_BYTES:
+            with _opened(one, storage) as table:
+                classifier = _classifier(reference)
+                for values in table.values(one.class_column):
+                    classifier.ids(values)
+            _judge(classifier, reference, one)
+    return source
+
+
+def check_units(reference: Reference, epsgs: Iterable[int]) -> None:
+    """Check that the CRSs of the tiles have metres, where the options need them.
+
+    Raises:
+        InvalidInput: one has not.
+    """
+    for epsg in sorted(set(epsgs)) if reference.buffer_m or reference.min_area_m2 else ():
+        unit = crs_of(epsg).axis_info[0].unit_name
+        if unit != "metre":
+            raise InvalidInput(
+                f"buffer_m and min_area_m2 need tiles in metres, but those in EPSG:{epsg} are in {unit}s; leave "
+                "them at 0, or choose another tiling grid."
+            )
+
+
+def prepare_reference(reference: Reference, storage: Storage, tiles: Iterable[Tile], folder: Path) -> PreparedReference:
+    """Read the polygons once, batch by batch, and leave in a folder what the tiles need of them.
+
+    Args:
+        reference: files, columns and options.
+        storage: where files on S3 are.
+        tiles: those that will be labelled.
+        folder: local working folder; it is made.
+
+    Raises:
+        InvalidInput: a file is missing, not readable, or has no CRS, or no polygons; a column or a class is unknown;
+            the tiles have no metres.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    source, tiles = reference_source(reference, storage), list(tiles)
+    check_units(reference, (tile.epsg for tile in tiles))
+    with _Preparation(reference, tiles, folder) as preparation:
+        for number, one in enumerate(reference.inputs):
+            with _opened(one, storage) as table:
+                preparation.add(number, one, table)
+    return PreparedReference(reference, source, str(folder), preparation.findings)
+
+
+class _Preparation:
+    """The files for the tiles while they are made, and what is found meanwhile."""
+
+    def __init__(self, reference: Reference, tiles: Iterable[Tile], folder: Path) -> None:
+        self._reference = reference
+        self._zones = zones_of(tiles, folder)
+        self._counts: Counter[str] = Counter()
+        self._unmapped: Counter[str] = Counter()
+        self._names = {one.id: one.name for one in reference.classes or map(known_class, range(256))}
+        self._priorities = {one.id: one.priority for one in reference.class_table or ()}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for zone in self._zones:
+            zone.close()
+
+    @property
+    def findings(self) -> Findings:
+        names = ("polygons", "repaired", "without_polygon", "without_class", "too_small")
+        return Findings(**{name: self._counts[name] for name in names}, unmapped=dict(self._unmapped))
+
+    def add(self, number: int, one: Input, source: Source) -> None:
+        """Take the polygons of a source."""
+        boxes = [zone.boxes_in(source.crs, max(self._reference.buffer_m, 0.0)) for zone in self._zones]
+        near = [shapely.STRtree(np.asarray(shapely.box(*bounds.T))) for bounds in boxes]
+        bounds = around(boxes)
+        classifier = _classifier(self._reference)
+        for rows in source.rows(one.class_column, _name_column(one, source), bounds):
+            self._add_rows(rows, number * _PLACES, source.crs, near, classifier)
+        self._counts["without_polygon"] += source.without_geometry(bounds)
+        _judge(classifier, self._reference, one)
+        self._unmapped += classifier.unmapped
+
+    def _add_rows(self, rows: Rows, before: int, crs: CRS, near: list[shapely.STRtree], classifier: Classifier) -> None:
+        geometries = shapely.from_wkb(rows.polygons.to_numpy(zero_copy_only=False), on_invalid="ignore")
+        nowhere = shapely.is_missing(geometries) | shapely.is_empty(geometries)
+        by_zone = [_hits(tree, geometries) for tree in near]
+        some = np.flatnonzero(np.any(by_zone, axis=0))
+        polygons, repaired = polygonal(geometries[some])
+        values = rows.values.take(pa.array(some))
+        ids = classifier.ids(values)
+        names = None if rows.names is None else rows.names.take(pa.array(some))
+        columns: dict[str, NDArray[Any]] = {
+            "order": self._order(ids, before + rows.place[some]),
+            "id": ids,
+            "name": self._names_of(ids, values, names),
+            "repaired": repaired,
+        }
+        usable, used, small = (
+            ~shapely.is_missing(polygons),
+            np.zeros(len(some), np.bool_),
+            np.zeros(len(some), np.bool_),
+        )
+        for zone, hits in zip(self._zones, by_zone, strict=True):
+            here = np.flatnonzero(usable & hits[some])
+            shaped = self._shaped(zone.reproject(polygons[here], crs))
+            small[here] |= shapely.is_missing(shaped)
+            used[here] |= zone.add(shaped, **{name: column[here] for name, column in columns.items()})
+        used &= ids >= 0
+        self._counts.update(
+            polygons=int(used.sum()),
+            repaired=int((used & repaired).sum()),
+            without_polygon=int(nowhere.sum() + (~usable).sum()),
+            without_class=int((ids == NULL).sum()),
+            too_small=int(small.sum()),
+        )
+
+    def _shaped(self, polygons: NDArray[np.object_]) -> NDArray[np.object_]:
+        """Leave small polygons out, as None, and apply the buffer."""
+        if self._reference.min_area_m2:
+            polygons[shapely.area(polygons) < self._reference.min_area_m2] = None
+        if self._reference.buffer_m:
+            polygons = shapely.buffer(polygons, self._reference.buffer_m)
+            polygons[shapely.is_empty(polygons)] = None
+        return polygons
+
+    def _order(self, ids: NDArray[np.int16], places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Higher priority comes later, then the later file, then the later row."""
+        ranks = {priority: rank for rank, priority in enumerate(sorted({0, *self._priorities.values()}))}
+        rank_of_id = np.array([ranks[self._priorities.get(number, 0)] for number in range(256)], np.int64)
+        return rank_of_id[np.maximum(ids, 0)] * (_PLACES * 256) + places
+
+    def _names_of(self, ids: NDArray[np.int16], values: pa.Array, names: pa.Array | None) -> NDArray[np.object_]:
+        """Name of each row's class; of a row whose value is in no class, that value."""
+        if names is None:
+            by_id = np.array([self._names.get(number, str(number)) for number in range(256)], object)
+            found = by_id[np.maximum(ids, 0)]
+        else:
+            found = np.asarray(names.cast(pa.string()).to_numpy(zero_copy_only=False), object)
+        unmapped = np.flatnonzero(ids == UNMAPPED)
+        found[unmapped] = [as_text(value) for value in values.take(pa.array(unmapped)).to_pylist()]
+        return found
+
+
+def _hits(tree: shapely.STRtree, geometries: NDArray[np.object_]) -> NDArray[np.bool_]:
+    hits = np.zeros(len(geometries), np.bool_)
+    hits[tree.query(geometries)[0]] = True
+    return hits
+
+
+def _classifier(reference: Reference) -> Classifier:
+    table = reference.class_table
+    return Classifier(None if table is None else {code: one.id for one in table for code in codes_of(one)})
+
+
+def _judge(classifier: Classifier, reference: Reference, one: Input) -> None:
+    if reference.unmapped == "refuse":
+        classifier.refuse_unmapped(f"{one.title}, column {one.class_column}")
+
+
+def _identity(one: Input, storage: Storage) -> SourceIdentity:
+    files, path = open_filesystem(one.file, storage)
+    try:
+        found = file_identity(files, path)
+    except FileNotFoundError as error:
+        raise InvalidInput(f"{one.title} does not exist; correct the path.") from error
+    return SourceIdentity(Path(path).name, int(found["size"]), str(found["version"]))
+
+
+@contextmanager
+def _opened(one: Input, storage: Storage) -> Iterator[Source]:
+    """Open a file of the reference, and check its columns; one on a server is fetched for as long."""
+    with tempfile.TemporaryDirectory(prefix="eopatch-flow-") as folder:
+        source = open_source(_local_copy(one.file, storage, Path(folder)), one.layer, one.title)
+        for column in filter(None, (one.class_column, one.name_column)):
+            if column not in source.columns:
+                found = ", ".join(source.columns) or "none"
+                raise InvalidInput(f"{one.title} has no column {column}; its columns are {found}.")
+        yield source
+
+
+def _local_copy(url: str, storage: Storage, folder: Path) -> str:
+    """Path of a file on the local disk; a remote one is copied, a Shapefile with the files that belong to it."""
+    files, path = open_filesystem(url, storage)
+    if isinstance(files, LocalFileSystem):
+        return path
+    stem, suffix = path.rsplit(".", 1)[0], Path(path).suffix.lower()
+    parts = [str(part) for part in files.glob(f"{stem}.*")] if suffix == ".shp" else [path]
+    for part in parts:
+        files.get_file(part, str(folder / Path(part).name))
+    return str(folder / Path(path).name)
+
+
+def _name_column(one: Input, source: Source) -> str | None:
+    return one.name_column or (NAME_COLUMN if NAME_COLUMN in source.columns else None)

@@ -1,0 +1,247 @@
+"""Where reference polygons come from: vector files as GDAL reads them, and GeoParquet.
+
+They are read in batches, so that memory is bounded. Rows come with their place in the source, since a spatial index
+gives them in another order.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pyogrio
+from numpy.typing import NDArray
+from pyproj import CRS
+from pyproj.exceptions import CRSError
+
+from tasks.errors import InvalidInput
+
+BATCH_ROWS = 50_000
+"""Rows that are read at a time; with polygons of 1,000 points that is 1 GB."""
+INDEXED_DRIVERS = {"GPKG", "FlatGeobuf"}
+"""Formats that have a spatial index inside, and row numbers that do not change with what is read."""
+
+Bounds = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Some rows of a source, all of the same length.
+
+    Attributes:
+        place: number of the row in the source, ascending as the source's rows do.
+        values: of the class column.
+        names: of the name column; None without one.
+        polygons: WKB.
+    """
+
+    place: NDArray[np.int64]
+    values: pa.Array
+    names: pa.Array | None
+    polygons: pa.Array
+
+
+class Source(Protocol):
+    """A table with polygons."""
+
+    title: str
+
+    @property
+    def crs(self) -> CRS:
+        """Of the coordinates."""
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """All but the geometry."""
+
+    def values(self, column: str) -> Iterator[pa.Array]:
+        """Give the values of a column, batch by batch."""
+
+    def rows(self, class_column: str, name_column: str | None, bounds: Bounds | None) -> Iterator[Rows]:
+        """Give rows batch by batch; with ``bounds`` at least those whose polygon comes near them."""
+
+    def without_geometry(self, bounds: Bounds | None) -> int:
+        """Count the rows without a geometry that ``rows`` leaves out with these bounds."""
+
+
+def open_source(path: str, layer: str | None, title: str) -> Source:
+    """Open a file.
+
+    Args:
+        path: on the local disk.
+        layer: its layer; None where it has only one.
+        title: how messages call it, such as "Reference file land-use.gpkg".
+
+    Raises:
+        InvalidInput: the file is not readable as vector data, has no CRS, or not this layer.
+    """
+    if Path(path).suffix.lower() in {".parquet", ".geoparquet"}:
+        return ParquetSource(path, layer, title)
+    return VectorSource(path, layer, title)
+
+
+class VectorSource:
+    """A layer of a file that GDAL reads."""
+
+    def __init__(self, path: str, layer: str | None, title: str) -> None:
+        self.title = title
+        self._path = path
+        try:
+            self._layer = self._only(layer)
+            self._info = pyogrio.read_info(path, layer=self._layer)
+        except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError) as error:
+            raise self._unreadable(error) from error
+        self.crs = _crs(self._info["crs"], title)
+        _check_types([self._info["geometry_type"]], title)
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """All but the geometry."""
+        return [str(column) for column in self._info["fields"]]
+
+    def values(self, column: str) -> Iterator[pa.Array]:
+        """See :class:`Source`."""
+        for batch, _ in self._batches([column], None, read_geometry=False):
+            yield batch.column(column)
+
+    def rows(self, class_column: str, name_column: str | None, bounds: Bounds | None) -> Iterator[Rows]:
+        """See :class:`Source`; only a file with a spatial index leaves anything out."""
+        columns = list(dict.fromkeys([class_column, *([name_column] if name_column else [])]))
+        before = 0
+        for batch, meta in self._batches(columns, bounds if self._indexed else None):
+            count = batch.num_rows
+            place = (
+                batch.column(meta["fid_column"] or "OGC_FID").to_numpy()
+                if self._indexed
+                else np.arange(before, before + count)
+            )
+            names = batch.column(name_column) if name_column else None
+            yield Rows(place, batch.column(class_column), names, batch.column(meta["geometry_name"] or "wkb_geometry"))
+            before += count
+
+    def without_geometry(self, bounds: Bounds | None) -> int:
+        """See :class:`Source`."""
+        if bounds is None or self._info["driver"] != "GPKG":  # FlatGeobuf with an index has no such rows
+            return 0
+        index = f"rtree_{self._layer}_{self._info['geometry_name']}_rowid".replace('"', '""')
+        try:  # the index holds what has a geometry
+            sql = f'SELECT count(*) AS count FROM "{index}"'  # noqa: S608 - names of the file, quoted
+            counted = pyogrio.raw.read(self._path, sql=sql, read_geometry=False)[3][0][0]
+            return int(self._info["features"] - counted)
+        except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError):  # there is no index
+            where = f"""\"{self._info["geometry_name"]}\" IS NULL"""
+            return sum(batch.num_rows for batch, _ in self._batches([], None, read_geometry=False, where=where))
+
+    @property
+    def _indexed(self) -> bool:
+        return self._info["driver"] in INDEXED_DRIVERS
+
+    def _batches(
+        self, columns: list[str], bounds: Bounds | None, **options: Any
+    ) -> Iterator[tuple[pa.RecordBatch, dict[str, Any]]]:
+        try:
+            with pyogrio.open_arrow(
+                self._path,
+                layer=self._layer,
+                columns=columns,
+                bbox=bounds,
+                return_fids=True,
+                batch_size=BATCH_ROWS,
+                use_pyarrow=True,
+                **options,
+            ) as (meta, reader):
+                for batch in reader:
+                    yield batch, meta
+        except (
+            pyogrio.errors.DataSourceError,
+            pyogrio.errors.DataLayerError,
+            pa.ArrowException,
+            RuntimeError,
+        ) as error:
+            raise self._unreadable(error) from error
+
+    def _only(self, layer: str | None) -> str:
+        layers = [str(name) for name, geometry_type in pyogrio.list_layers(self._path) if geometry_type is not None]
+        if layer is None and len(layers) == 1:
+            return layers[0]
+        if layer in layers:
+            return str(layer)
+        asked = "no layer was named" if layer is None else f"layer {layer} is not in it"
+        found = ", ".join(layers) or "none with geometries"
+        raise InvalidInput(f"{self.title}: {asked}; name one of its layers: {found}.")
+
+    def _unreadable(self, error: Exception) -> InvalidInput:
+        return InvalidInput(f"{self.title} is not readable as vector data: {error}.")
+
+
+class ParquetSource:
+    """A GeoParquet file (specification 1.0 and 1.1, encoding WKB), which has one table."""
+
+    def __init__(self, path: str, layer: str | None, title: str) -> None:
+        self.title = title
+        try:
+            self._file = pq.ParquetFile(path)
+            meta = json.loads((self._file.schema_arrow.metadata or {})[b"geo"])
+            self._geometry = meta["primary_column"]
+            described = meta["columns"][self._geometry]
+        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+            raise InvalidInput(f"{title} is not readable as GeoParquet: {error!r}.") from error
+        if layer is not None:
+            raise InvalidInput(f"{title}: layer {layer} is not in it; GeoParquet has no layers, leave layer empty.")
+        if described["encoding"] != "WKB":
+            raise InvalidInput(
+                f"{title}: geometries in the encoding {described['encoding']} are not supported; write them as WKB."
+            )
+        self.crs = _crs(described.get("crs", "OGC:CRS84"), title)
+        _check_types(described["geometry_types"], title)
+
+    @cached_property
+    def columns(self) -> Sequence[str]:
+        """All but the geometry."""
+        return [name for name in self._file.schema_arrow.names if name != self._geometry]
+
+    def values(self, column: str) -> Iterator[pa.Array]:
+        """See :class:`Source`."""
+        for batch in self._file.iter_batches(BATCH_ROWS, columns=[column]):
+            yield batch.column(column)
+
+    def rows(self, class_column: str, name_column: str | None, bounds: Bounds | None) -> Iterator[Rows]:
+        """See :class:`Source`; all rows are read."""
+        del bounds
+        columns = [class_column, *([name_column] if name_column else []), self._geometry]
+        before = 0
+        for batch in self._file.iter_batches(BATCH_ROWS, columns=list(dict.fromkeys(columns))):
+            names = batch.column(name_column) if name_column else None
+            place = np.arange(before, before + batch.num_rows)
+            yield Rows(place, batch.column(class_column), names, batch.column(self._geometry))
+            before += batch.num_rows
+
+    def without_geometry(self, bounds: Bounds | None) -> int:
+        """See :class:`Source`."""
+        del bounds
+        return 0
+
+
+def _check_types(types: Sequence[str | None], title: str) -> None:
+    """Refuse what holds nothing but points or lines."""
+    if types and all(kind is not None and ("Point" in kind or "Line" in kind) for kind in types):
+        raise InvalidInput(
+            f"{title} has no polygon but geometries of type {', '.join(map(str, types))}; choose another file or layer."
+        )
+
+
+def _crs(given: Any, title: str) -> CRS:
+    try:
+        if given is not None:
+            return CRS.from_user_input(given)
+    except CRSError as error:
+        raise InvalidInput(f"{title} has a coordinate reference system that is not known: {error}.") from error
+    raise InvalidInput(
+        f"{title} has no coordinate reference system; assign the one that its coordinates are in, for example with: "
+        "ogr2ogr -a_srs EPSG:32633 with-crs.gpkg FILE"
+    )
