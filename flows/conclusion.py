@@ -14,10 +14,12 @@ from prefect.states import Completed, Failed
 from flows.events import emit
 from flows.follow import Pipeline
 from flows.history import with_history
+from flows.labels import label_report
 from flows.order import Order
 from flows.planning import with_estimates
 from flows.progress import tell
 from tasks.batch import settled_job
+from tasks.classes import LAND_COVER_CLASSES
 from tasks.errors import TooFewTiles
 from tasks.grid import Tile
 from tasks.ledger import TileRecord, TileState, write_ledger
@@ -65,7 +67,9 @@ def draw_quicklook(order: Order, tile: Tile, target: str) -> None:
     """Draw the quick-look of a tile's EOPatch, a PNG, to ``target``."""
     storage = order.parameters.storage
     files, folder = open_filesystem(order.patch_url(tile), storage)
-    write_file(target, quicklook_of(files, folder, tile.name, _features(order).get("BANDS", ())), storage)
+    reference, bands = order.parameters.reference, _features(order).get("BANDS", ())
+    classes = (None if reference is None else reference.classes) or LAND_COVER_CLASSES
+    write_file(target, quicklook_of(files, folder, tile.name, bands, classes), storage)
 
 
 def draw_quicklooks(order: Order, pipeline: Pipeline) -> dict[str, str]:
@@ -113,6 +117,7 @@ def conclude(
         "Summary": f"{order.folder}/report/summary.md",
     } | ({"Quick-look": next(iter(pictures.values()))} if pictures else {})
     picture = status_map(records, order.area, title)
+    labels = label_report(order, pipeline)
     report = SummaryReport(
         title=title,
         records=records,
@@ -122,12 +127,16 @@ def conclude(
         places=places,
         cost_pu=None if job is None else sum(one.cost_pu for one in (job, *pipeline.repairs)),
         endpoint_url=storage.endpoint_url or "",
+        labels=labels,
     )
     write_file(places["Tile status map"], picture, storage)
     beside = {name: f"quicklooks/{name}.png" for name in pictures}
     write_file(places["Summary"], summary_markdown(report, beside).encode(), storage)
     _write_ledger(places["Ledger"], records, storage)
     board.tiles(title, records, picture)
+    if labels is not None:
+        places["Label quality"] = labels.file
+        board.labels(title, labels.tiles)
     tell("Results", note=f"{order.folder}, with eopatches, ledger.gpkg and report/summary.md")
     board.summary(report, {name: read_file(url, storage) for name, url in pictures.items()})
     return Summary(

@@ -24,6 +24,7 @@ from tasks.conversion import ConversionRecord, TileFiles, convert, convert_chunk
 from tasks.errors import DeliveryError, EopatchFlowError, Unavailable
 from tasks.grid import Tile
 from tasks.ledger import TileRecord, TileState
+from tasks.quality import LabelQuality
 from tasks.reference import LabelRecord, PreparedReference, rasterise_chunk, rasterise_reference
 from tasks.service import Job
 from tasks.tiles import Manifest, Snapshot, TileStatus, is_current, merged, poll, poll_seconds
@@ -67,6 +68,7 @@ class Pipeline:
         self.converted = 0
         self.labelled = 0
         self.touched: set[str] = set()
+        self.quality: dict[str, LabelQuality] = {}
         self.damaged: set[str] = set()
         self.repairs: list[Job] = []
         self._first_reasons: dict[str, str] = {}
@@ -267,6 +269,7 @@ class Pipeline:
     def _labelled(self, record: TileRecord, outcome: LabelRecord) -> None:
         self.labelled += 1
         self._count(LABELLING)
+        self.quality[outcome.tile] = outcome.quality
         written, seconds = record.bytes_written + outcome.bytes_written, record.seconds + outcome.seconds
         self.note(record.tile, state=TileState.LABELLED, bytes_written=written, seconds=seconds)
 

@@ -3,6 +3,7 @@
 Pictures and texts are pure functions; :mod:`tasks.report.publish` holds the shells that talk to Prefect.
 """
 
+from tasks.report.labels import LabelReport
 from tasks.report.pictures import quicklook, status_map, thumbnail
 from tasks.report.plan import Plan, TilePlan, is_missing, plan_json, plan_markdown, plan_rows, write_plan
 from tasks.report.publish import Board, publish_plan, quicklook_of
@@ -17,6 +18,7 @@ from tasks.report.texts import (
 
 __all__ = [
     "Board",
+    "LabelReport",
     "Plan",
     "SummaryReport",
     "TilePlan",

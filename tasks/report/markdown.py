@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-_NUMBERS = frozenset({"Tiles", "Pixels", "Samples", "Low", "Likely", "High", "Bill", "PU"})  # headers of columns
+_NUMBERS = frozenset(
+    {"Tiles", "Pixels", "Samples", "Share", "Low", "Likely", "High", "Bill", "PU"}
+)  # headers of columns
 
 
 def joined(*blocks: str) -> str:

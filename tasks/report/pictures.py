@@ -33,7 +33,7 @@ from sentinelhub.geometry import BBox
 from shapely import Polygon, affinity
 from shapely.geometry.base import BaseGeometry
 
-from tasks.classes import LAND_COVER_CLASSES
+from tasks.classes import LAND_COVER_CLASSES, LandCoverClass
 from tasks.evalscript import LAND_COVER_BANDS
 from tasks.grid import Tile, lonlat_outline
 from tasks.ledger import TileRecord, TileState
@@ -213,7 +213,11 @@ def _map_legend(records: Sequence[TileRecord]) -> list[Patch]:
 
 
 def quicklook(
-    patch: EOPatch, tile_name: str, day: date | None = None, bands: Sequence[str] = LAND_COVER_BANDS
+    patch: EOPatch,
+    tile_name: str,
+    day: date | None = None,
+    bands: Sequence[str] = LAND_COVER_BANDS,
+    classes: Sequence[LandCoverClass] = LAND_COVER_CLASSES,
 ) -> bytes:
     """Draw an EOPatch: true colour and NDVI of one date, and the reference, of those that it has; a PNG.
 
@@ -225,11 +229,12 @@ def quicklook(
         tile_name: for the title.
         day: the date nearest to it is drawn; by default the one with the most valid pixels, the greenest among equals.
         bands: names along the band axis of BANDS; without B04, B03 and B02 there is no true colour.
+        classes: names and colours of the reference; other classes share a colour.
 
     Raises:
         ValueError: the EOPatch has no feature to draw.
     """
-    drawn = [(title, draw) for title, feature, draw in _available(bands) if feature in patch]
+    drawn = [(title, draw) for title, feature, draw in _available(bands, classes) if feature in patch]
     if not drawn or patch.bbox is None:
         raise ValueError(f"EOPatch {tile_name} needs a bbox and one of DATA/BANDS, DATA/NDVI, MASK_TIMELESS/LULC.")
     moment = _moment(patch, day)
@@ -310,16 +315,19 @@ def _draw_ndvi(panel: _Panel, patch: EOPatch, moment: int) -> None:
     scale.tick_params(labelsize=9)
 
 
-def _draw_reference(panel: _Panel, patch: EOPatch, moment: int) -> None:
+def _draw_reference(panel: _Panel, patch: EOPatch, moment: int, classes: Sequence[LandCoverClass]) -> None:
     del moment  # the reference has no dates
-    classes = patch[_LULC][..., 0]
-    known = LAND_COVER_CLASSES[1:]
-    colours = ListedColormap(["none", *(entry.colour for entry in known)]).with_extremes(over=OTHER_CLASS_COLOUR)
-    panel.show(_thin(classes), cmap=colours, vmin=0, vmax=len(known))
-    counts = np.bincount(classes.ravel(), minlength=len(known) + 1)
-    shares = [(_words(entry.name), entry.colour, "", counts[entry.id] / classes.size) for entry in known]
-    shares.append(("Other classes", OTHER_CLASS_COLOUR, "", counts[len(known) + 1 :].sum() / classes.size))
-    shares.append(("No reference", NO_DATA_COLOUR, "//", counts[0] / classes.size))
+    labels = patch[_LULC][..., 0]
+    known = [entry for entry in classes if entry.id]
+    place = np.full(256, len(known) + 1)  # in the list of colours: of what is in no class, and of the others
+    place[[0, *(entry.id for entry in known)]] = range(len(known) + 1)
+    colours = ListedColormap(["none", *(entry.colour for entry in known), OTHER_CLASS_COLOUR])
+    panel.show(place[_thin(labels)], cmap=colours, vmin=-0.5, vmax=len(known) + 1.5)
+    counts = np.bincount(place[labels.ravel()], minlength=len(known) + 2) / labels.size
+    named = zip(known, counts[1:-1], strict=True)
+    shares = [(_words(entry.name), entry.colour, "", share) for entry, share in named]
+    shares.append(("Other classes", OTHER_CLASS_COLOUR, "", counts[-1]))
+    shares.append(("No reference", NO_DATA_COLOUR, "//", counts[0]))
     handles = [
         Patch(
             facecolor=colour,
@@ -336,11 +344,13 @@ def _draw_reference(panel: _Panel, patch: EOPatch, moment: int) -> None:
 _Draw = Callable[[_Panel, EOPatch, int], None]
 
 
-def _available(bands: Sequence[str]) -> list[tuple[str, tuple[FeatureType, str], _Draw]]:
+def _available(
+    bands: Sequence[str], classes: Sequence[LandCoverClass]
+) -> list[tuple[str, tuple[FeatureType, str], _Draw]]:
     """Panels from left to right: title, feature that is needed, and what draws it."""
     panels: list[tuple[str, tuple[FeatureType, str], _Draw]] = [
         ("NDVI", _NDVI, _draw_ndvi),
-        ("Reference land cover", _LULC, _draw_reference),
+        ("Reference land cover", _LULC, partial(_draw_reference, classes=classes)),
     ]
     if not {*_TRUE_COLOUR} <= {*bands}:
         return panels

@@ -23,8 +23,11 @@ from prefect.artifacts import (
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
 
+from tasks.classes import LAND_COVER_CLASSES, LandCoverClass
 from tasks.evalscript import LAND_COVER_BANDS
 from tasks.ledger import TileRecord
+from tasks.quality import LabelQuality
+from tasks.report.labels import label_rows
 from tasks.report.pictures import quicklook, thumbnail
 from tasks.report.plan import Plan, plan_markdown, plan_rows
 from tasks.report.texts import (
@@ -44,24 +47,28 @@ _DRAWN_FILES = ("bbox.*", "timestamps.*", "data/BANDS.*", "data/NDVI.*", "mask/I
 
 
 def quicklook_of(
-    files: AbstractFileSystem, folder: str, tile_name: str, bands: Sequence[str] = LAND_COVER_BANDS
+    files: AbstractFileSystem,
+    folder: str,
+    tile_name: str,
+    bands: Sequence[str] = LAND_COVER_BANDS,
+    classes: Sequence[LandCoverClass] = LAND_COVER_CLASSES,
 ) -> bytes:
     """Draw the EOPatch in a folder, local or remote, reading only what the picture needs; a PNG.
 
-    See :func:`tasks.report.pictures.quicklook` for ``bands``.
+    See :func:`tasks.report.pictures.quicklook` for ``bands`` and ``classes``.
 
     Raises:
         ValueError: the EOPatch has no feature to draw.
     """
     if isinstance(files, LocalFileSystem):
-        return quicklook(EOPatch.load(folder, lazy_loading=True), tile_name, bands=bands)
+        return quicklook(EOPatch.load(folder, lazy_loading=True), tile_name, bands=bands, classes=classes)
     with tempfile.TemporaryDirectory() as copy:
         for pattern in _DRAWN_FILES:
             for path in files.glob(f"{folder}/{pattern}"):
                 target = Path(copy) / Path(pattern).parent / Path(path).name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 files.get(path, str(target), recursive=True)
-        return quicklook(EOPatch.load(copy, lazy_loading=True), tile_name, bands=bands)
+        return quicklook(EOPatch.load(copy, lazy_loading=True), tile_name, bands=bands, classes=classes)
 
 
 def publish_plan(area: str, plan: Plan) -> None:
@@ -98,6 +105,14 @@ class Board:
         rows = tile_rows(records)[:MAX_ROWS]
         self._markdown("map", tiles_markdown(title, records, picture), title)
         self._table("tiles", rows, about)
+
+    def labels(self, title: str, tiles: Mapping[str, LabelQuality]) -> None:
+        """Show what the labels are made of as ``<area>-reference``."""
+        shown = min(len(tiles), MAX_ROWS)
+        about = (
+            f"{title}: {shown:,} of {len(tiles):,} tiles, the least covered first; report/reference.csv has them all"
+        )
+        self._table("reference", label_rows(tiles)[:MAX_ROWS], about)
 
     def summary(self, summary: SummaryReport, pictures: Mapping[str, bytes]) -> None:
         """Show the summary with small copies of the pictures, PNGs by name of their tile."""

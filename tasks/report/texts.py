@@ -11,6 +11,7 @@ from itertools import accumulate
 from tasks.ledger import TileRecord, TileState
 from tasks.reasons import by_frequency, kind_of, some
 from tasks.report.bill import bill_markdown
+from tasks.report.labels import LabelReport, labels_markdown
 from tasks.report.markdown import bullets, escaped, joined, table
 from tasks.report.pictures import STATE_STYLES
 from tasks.report.plan import action
@@ -36,6 +37,7 @@ class SummaryReport:
         places: what can be found where, such as ``{"EOPatches": "s3://…"}``.
         cost_pu: what the service says that the request costs, processing units; None when none was needed.
         endpoint_url: of the S3 server with the results; empty for AWS.
+        labels: what there is to tell of them; None without a reference.
     """
 
     title: str
@@ -46,6 +48,7 @@ class SummaryReport:
     places: Mapping[str, str]
     cost_pu: float | None = None
     endpoint_url: str = ""
+    labels: LabelReport | None = None
 
 
 def artifact_key(area_slug: str, what: str) -> str:
@@ -103,6 +106,7 @@ def summary_markdown(summary: SummaryReport, pictures: Mapping[str, str] | None 
         table(("State", "Tiles"), [(state.value, f"{count:,}") for state, count in _counts(records).items()]),
         _reasons_text(records),
         bill_markdown(records, summary.cost_pu),
+        "" if summary.labels is None else labels_markdown(summary.labels),
         bullets(
             {name: f"`{place}`" for name, place in summary.places.items()}
             | {"Read": _megabytes(sum(record.bytes_read for record in records))}

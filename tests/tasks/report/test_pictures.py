@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from sentinelhub import CRS, BBox
 from shapely import box
 
-from tasks.classes import LAND_COVER_CLASSES
+from tasks.classes import LAND_COVER_CLASSES, LandCoverClass
 from tasks.grid import Tile, tiles_of_grid
 from tasks.ledger import TileRecord, TileState
 from tasks.report import quicklook, status_map
-from tasks.report.pictures import DPI, STATE_STYLES, _moment
+from tasks.report.pictures import DPI, OTHER_CLASS_COLOUR, STATE_STYLES, _moment
 
 AREA = box(14.45, 46.0, 14.65, 46.12)
 TILES = tiles_of_grid(AREA, 4326, 1, 20)
@@ -109,6 +109,14 @@ def test_a_quick_look_shows_the_colours_of_the_classes_present_only() -> None:
     pixels = opened(quicklook(synthetic_patch(), "33TVL_6_0"))
     shown = {entry.id for entry in LAND_COVER_CLASSES[1:] if share(pixels, entry.colour) > 0.01}
     assert shown == {2, 5, 8}
+
+
+def test_a_quick_look_has_the_colours_of_the_classes_that_are_given() -> None:
+    classes = [LandCoverClass(2, "Gozd", "#123456"), LandCoverClass(8, "Ceste", "#fedcba")]
+    pixels = opened(quicklook(synthetic_patch(), "33TVL_6_0", classes=classes))
+    assert all(share(pixels, entry.colour) > 0.01 for entry in classes)
+    assert share(pixels, OTHER_CLASS_COLOUR) > 0.01  # class 5
+    assert share(pixels, LAND_COVER_CLASSES[2].colour) < 0.001
 
 
 def test_a_quick_look_without_reference_has_two_panels() -> None:
