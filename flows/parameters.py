@@ -1,6 +1,7 @@
 """The parameters of the flow: the form that a person fills in, the command line's YAML, the arguments in Python."""
 
 import json
+import re
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -165,6 +166,10 @@ def parse_config(content: Any, source: str) -> LandCover:
 def _problem(error: Any) -> str:
     place = ".".join(str(part) for part in error["loc"])
     text = error["msg"].removeprefix("Value error, ")
-    hidden = error["type"] == "extra_forbidden" or isinstance(error["input"], dict) or "@" in str(error["input"])
+    hidden = (
+        error["type"] == "extra_forbidden"
+        or isinstance(error["input"], dict)
+        or re.search("@|password", str(error["input"]))
+    )
     came = "" if hidden else f" (came: {error['input']!r})"  # a misplaced secret is not repeated
     return f"{place}: {text}{came}"

@@ -57,6 +57,8 @@ class Postgres:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if os.geteuid() == 0:
+            _open_way_to(self.folder)  # another session of pytest, when it starts, closes it
         self._run("pg_ctl", "stop", "-D", "data", "-w", "-m", "immediate")
 
     def _run(self, program: str, *arguments: str) -> None:

@@ -12,6 +12,16 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from tasks.classes import LandCoverClass, known_class
 from tasks.form import FormModel
 from tasks.reference.classification import as_text
+from tasks.reference.postgis import has_password, is_database
+
+
+def _without_password(file: str) -> str:
+    if is_database(file) and has_password(file):
+        raise ValueError(
+            "the database's URL has a password; leave it out, and give it by credentials_block or by PGPASSWORD in the "
+            "environment"
+        )
+    return file
 
 
 class ReferenceClass(FormModel):
@@ -68,6 +78,8 @@ class ReferenceFile(FormModel):
     layer: str | None = Field(
         default=None, title="Layer", description="Needed where the file has several.", examples=["rivers"]
     )
+    _no_secret = field_validator("file")(_without_password)
+
     class_column: str | None = Field(
         default=None, title="Class column", description="Empty: as in the first file.", examples=["CODE"]
     )
@@ -84,12 +96,15 @@ class Reference(FormModel):
     file: str = Field(
         title="File",
         description="GeoPackage, Shapefile, GeoJSON, FlatGeobuf (zipped too) or GeoParquet: a path, or a URL such as "
-        "s3://.",
-        examples=["data/land-use.gpkg"],
+        "s3://. Or a PostGIS database: postgresql://user@host/database, without a password.",
+        examples=["data/land-use.gpkg", "postgresql://reader@db.example.org/land"],
         min_length=1,
     )
     layer: str | None = Field(
-        default=None, title="Layer", description="Needed where the file has several.", examples=["land_use"]
+        default=None,
+        title="Layer",
+        description="Needed where the file has several. In a database, the table.",
+        examples=["land_use"],
     )
     class_column: str = Field(
         default="LULC_ID",
@@ -147,6 +162,15 @@ class Reference(FormModel):
         examples=[False],
     )
 
+    credentials_block: str | None = Field(
+        default=None,
+        title="Database credentials",
+        description="Name of a 'PostGIS Credentials (eopatch-flow)' block; empty for PGPASSWORD in the environment.",
+        examples=["land-reader"],
+    )
+
+    _no_secret = field_validator("file")(_without_password)
+
     @field_validator("class_table", mode="before")
     @classmethod
     def _mapping_is_short_for_a_list(cls, value: object) -> object:
@@ -179,9 +203,10 @@ class Reference(FormModel):
     @property
     def inputs(self) -> tuple["Input", ...]:
         """All files, the first one first."""
-        first = Input(self.file, self.layer, self.class_column, self.name_column)
+        columns, block = (self.class_column, self.name_column), self.credentials_block
+        first = Input(self.file, self.layer, *columns, block)
         return first, *(
-            Input(one.file, one.layer, one.class_column or self.class_column, one.name_column or self.name_column)
+            Input(one.file, one.layer, one.class_column or columns[0], one.name_column or columns[1], block)
             for one in self.more_files
         )
 
@@ -216,17 +241,19 @@ class Input:
         layer: None where the file has only one.
         class_column: exists in the file, or it is refused.
         name_column: the same; None where names come from elsewhere.
+        credentials_block: for a database.
     """
 
     file: str
     layer: str | None
     class_column: str
     name_column: str | None
+    credentials_block: str | None = None
 
     @property
     def title(self) -> str:
         """How messages call it."""
-        return f"Reference file {self.file}"
+        return f"Reference {'database' if is_database(self.file) else 'file'} {self.file}"
 
 
 def codes_of(one: ReferenceClass) -> tuple[str, ...]:

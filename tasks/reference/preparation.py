@@ -3,7 +3,7 @@
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -23,6 +23,7 @@ from tasks.grid.coordinates import crs_of
 from tasks.reference.classification import NULL, UNMAPPED, Classifier, as_text
 from tasks.reference.parameters import Input, Reference, codes_of
 from tasks.reference.polygons import around, polygonal, zones_of
+from tasks.reference.postgis import PostgisSource, is_database
 from tasks.reference.sources import Rows, Source, open_source
 from tasks.storage import Storage, open_filesystem
 
@@ -39,9 +40,9 @@ class SourceIdentity:
     """What tells one state of a file from another.
 
     Attributes:
-        name: last part of the path.
-        size: bytes.
-        version: ETag or time of modification.
+        name: last part of the path; host, database and table.
+        size: bytes, or rows of a table.
+        version: ETag or time of modification; of a table, a checksum of its content.
     """
 
     name: str
@@ -125,8 +126,7 @@ def check_reference(reference: Reference, storage: Storage) -> ReferenceSource:
     """
     source = reference_source(reference, storage)
     for one, identity in zip(reference.inputs, source.sources, strict=True):
-        files, _ = open_filesystem(one.file, storage)
-        if isinstance(files, LocalFileSystem) or identity.size <= FETCHED_TO_CHECK_BYTES:
+        if _is_near(one, storage) or identity.size <= FETCHED_TO_CHECK_BYTES:
             with _opened(one, storage) as table:
                 classifier = _classifier(reference)
                 for values in table.values(one.class_column):
@@ -285,7 +285,16 @@ def _judge(classifier: Classifier, reference: Reference, one: Input) -> None:
         classifier.refuse_unmapped(f"{one.title}, column {one.class_column}")
 
 
+def _is_near(one: Input, storage: Storage) -> bool:
+    """Whether nothing needs to be fetched to look at a column."""
+    return is_database(one.file) or isinstance(open_filesystem(one.file, storage)[0], LocalFileSystem)
+
+
 def _identity(one: Input, storage: Storage) -> SourceIdentity:
+    if is_database(one.file):
+        with _opened(one, storage) as table:
+            assert isinstance(table, PostgisSource)  # noqa: S101 - as the URL says
+            return SourceIdentity(table.place, *table.version(one.class_column, _name_column(one, table)))
     files, path = open_filesystem(one.file, storage)
     try:
         found = file_identity(files, path)
@@ -296,9 +305,14 @@ def _identity(one: Input, storage: Storage) -> SourceIdentity:
 
 @contextmanager
 def _opened(one: Input, storage: Storage) -> Iterator[Source]:
-    """Open a file of the reference, and check its columns; one on a server is fetched for as long."""
-    with tempfile.TemporaryDirectory(prefix="eopatch-flow-") as folder:
-        source = open_source(_local_copy(one.file, storage, Path(folder)), one.layer, one.title)
+    """Open a file or table of the reference, and check its columns; a file on a server is fetched for as long."""
+    with ExitStack() as stack:
+        source: Source
+        if is_database(one.file):
+            source = stack.enter_context(PostgisSource(one.file, one.layer, one.title, one.credentials_block))
+        else:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="eopatch-flow-"))
+            source = open_source(_local_copy(one.file, storage, Path(folder)), one.layer, one.title)
         for column in filter(None, (one.class_column, one.name_column)):
             if column not in source.columns:
                 found = ", ".join(source.columns) or "none"

@@ -96,8 +96,8 @@ class VectorSource:
             self._info = pyogrio.read_info(path, layer=self._layer)
         except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError) as error:
             raise self._unreadable(error) from error
-        self.crs = _crs(self._info["crs"], title)
-        _check_types([self._info["geometry_type"]], title)
+        self.crs = known_crs(self._info["crs"], title)
+        check_types([self._info["geometry_type"]], title)
 
     @property
     def columns(self) -> Sequence[str]:
@@ -133,9 +133,8 @@ class VectorSource:
             sql = f'SELECT count(*) AS count FROM "{index}"'  # noqa: S608 - names of the file, quoted
             counted = pyogrio.raw.read(self._path, sql=sql, read_geometry=False)[3][0][0]
             return int(self._info["features"] - counted)
-        except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError):  # there is no index
-            where = f"""\"{self._info["geometry_name"]}\" IS NULL"""
-            return sum(batch.num_rows for batch, _ in self._batches([], None, read_geometry=False, where=where))
+        except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError):  # there is no index: they are read
+            return 0
 
     @property
     def _indexed(self) -> bool:
@@ -197,8 +196,8 @@ class ParquetSource:
             raise InvalidInput(
                 f"{title}: geometries in the encoding {described['encoding']} are not supported; write them as WKB."
             )
-        self.crs = _crs(described.get("crs", "OGC:CRS84"), title)
-        _check_types(described["geometry_types"], title)
+        self.crs = known_crs(described.get("crs", "OGC:CRS84"), title)
+        check_types(described["geometry_types"], title)
 
     @cached_property
     def columns(self) -> Sequence[str]:
@@ -227,15 +226,24 @@ class ParquetSource:
         return 0
 
 
-def _check_types(types: Sequence[str | None], title: str) -> None:
-    """Refuse what holds nothing but points or lines."""
+def check_types(types: Sequence[str | None], title: str) -> None:
+    """Check that a source may hold polygons, by its types of geometries.
+
+    Raises:
+        InvalidInput: it holds nothing but points or lines.
+    """
     if types and all(kind is not None and ("Point" in kind or "Line" in kind) for kind in types):
         raise InvalidInput(
             f"{title} has no polygon but geometries of type {', '.join(map(str, types))}; choose another file or layer."
         )
 
 
-def _crs(given: Any, title: str) -> CRS:
+def known_crs(given: Any, title: str) -> CRS:
+    """Give a source's CRS.
+
+    Raises:
+        InvalidInput: there is none, or PROJ does not know it.
+    """
     try:
         if given is not None:
             return CRS.from_user_input(given)

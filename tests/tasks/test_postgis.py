@@ -1,0 +1,163 @@
+"""Polygons in a real PostGIS, on loopback."""
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+import shapely
+from pydantic import SecretStr, ValidationError
+
+from tasks.errors import InvalidInput
+from tasks.reference import Reference, burn, check_reference, prepare_reference, reference_source
+from tasks.reference.polygons import polygons_of_tile
+from tasks.reference.postgis import PostgisCredentials
+from tasks.storage import Storage
+from tests.postgres import PASSWORD, USER, Postgres
+from tests.tasks.delivery_files import TILE
+
+DATABASE = "land"
+MIN_X, MIN_Y, MAX_X, MAX_Y = TILE.bounds
+WEST = shapely.box(MIN_X, MIN_Y, MIN_X + 320, MAX_Y)
+WHOLE = shapely.box(*TILE.bounds)
+FAR = shapely.box(MIN_X + 50_000, MIN_Y, MIN_X + 51_000, MAX_Y)
+STORAGE = Storage()
+
+
+@pytest.fixture(scope="module")
+def postgis(postgres: Postgres) -> Postgres:
+    """The server, with a database that has PostGIS and a table of polygons in longitude and latitude."""
+    available = "SELECT count(*) FROM pg_available_extensions WHERE name = 'postgis'"
+    if postgres.query(available) == ["0"] and shutil.which("apt-get"):
+        install = [shutil.which("apt-get"), "install", "-y", "-q", "postgresql-postgis"]
+        subprocess.run(install, check=False, capture_output=True)
+    if postgres.query(available) == ["0"]:
+        pytest.skip("PostGIS is not installed; install it with: apt-get install postgresql-postgis")
+    postgres.create(DATABASE)
+    postgres.query(
+        "CREATE EXTENSION postgis;"
+        "CREATE TABLE parcels (id int PRIMARY KEY, code text, label text, area numeric, geom geometry(Polygon, 4326));"
+        "CREATE INDEX ON parcels USING gist (geom);"
+        "CREATE TABLE points (id int, geom geometry(Point, 4326))",
+        DATABASE,
+    )
+    for number, (code, polygon) in enumerate([("1100", WHOLE), ("2000", WEST), ("1100", FAR), (None, WEST)]):
+        value = "NULL" if code is None else f"'{code}'"
+        # from the last row to the first: the primary key decides, not the place in the table
+        insert(postgres, f"{10 - number}, {value}, 'nm {number}', 2", f"'{polygon.wkt}'::geometry")
+    insert(postgres, "20, '1100', 'nothing', 2", None)
+    return postgres
+
+
+def insert(postgres: Postgres, values: str, geometry: str | None) -> None:
+    placed = "NULL" if geometry is None else f"ST_Transform(ST_SetSRID({geometry}, 32633), 4326)"
+    postgres.query(f"INSERT INTO parcels VALUES ({values}, {placed})", DATABASE)  # noqa: S608 - our own literals
+
+
+@pytest.fixture
+def url(postgis: Postgres, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The database's address without the password, which is in the environment."""
+    monkeypatch.setenv("PGPASSWORD", PASSWORD)
+    return f"postgresql://{USER}@127.0.0.1:{postgis.port}/{DATABASE}"
+
+
+def reference_in(url: str, **changes: object) -> Reference:
+    given = {"file": url, "layer": "parcels", "class_column": "code", "class_table": {"1100": 1, "2000": 2}}
+    return Reference.model_validate(given | changes)
+
+
+def test_polygons_of_a_table_become_labels_in_the_order_of_its_primary_key(url: str, tmp_path: Path) -> None:
+    reference = reference_in(url, name_column="label")
+
+    prepared = prepare_reference(reference, STORAGE, [TILE], tmp_path)
+
+    found = polygons_of_tile(tmp_path, TILE)
+    assert found is not None
+    assert list(found.names) == ["nm 1", "nm 0"]  # ids 9 and 10
+    assert (burn(found.polygons, found.ids, TILE).classes == 1).all()
+    findings = prepared.findings
+    assert (findings.polygons, findings.without_polygon, findings.without_class) == (2, 1, 1)
+
+
+def test_a_reference_in_a_database_is_checked_at_once(url: str) -> None:
+    source = check_reference(reference_in(url), STORAGE).sources[0]
+
+    assert (source.name, source.size) == (f"127.0.0.1/{DATABASE}/public.parcels", 5)
+    with pytest.raises(InvalidInput, match=r"column code: 1 rows have values .* not in the class table \(1100\).*2000"):
+        check_reference(reference_in(url, class_table={"1100": 1}), STORAGE)
+    with pytest.raises(InvalidInput, match="has no column kind; its columns are id, code, label, area"):
+        check_reference(reference_in(url, class_column="kind"), STORAGE)
+    with pytest.raises(InvalidInput, match=r"table roads is not in it.*public.parcels, public.points"):
+        check_reference(reference_in(url, layer="roads"), STORAGE)
+    with pytest.raises(InvalidInput, match="has no polygon but geometries of type Point"):
+        check_reference(reference_in(url, layer="points", class_column="id"), STORAGE)
+
+
+def test_numbers_with_decimals_are_classes_when_they_are_whole(url: str) -> None:
+    assert check_reference(reference_in(url, class_column="area", class_table=None), STORAGE)
+
+
+def test_a_changed_row_makes_it_another_reference(url: str, postgis: Postgres) -> None:
+    before = reference_source(reference_in(url), STORAGE)
+    assert reference_source(reference_in(url), STORAGE) == before
+
+    postgis.query("UPDATE parcels SET code = '2000' WHERE id = 10", DATABASE)
+    changed = reference_source(reference_in(url), STORAGE)
+    postgis.query("UPDATE parcels SET code = '1100' WHERE id = 10", DATABASE)
+
+    assert changed != before
+    assert reference_source(reference_in(url), STORAGE) == before
+
+
+def test_a_wrong_password_is_told_without_it(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGPASSWORD", "not-the-one")
+
+    with pytest.raises(InvalidInput, match=r"password authentication failed.*PGPASSWORD in the environment") as caught:
+        check_reference(reference_in(url), STORAGE)
+
+    assert "not-the-one" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_block_has_user_and_password(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PGPASSWORD")
+    parts = urlsplit(url)
+    without_user = f"postgresql://{parts.hostname}:{parts.port}{parts.path}"
+    PostgisCredentials(user=USER, password=SecretStr(PASSWORD)).save("land-reader", overwrite=True)
+
+    assert check_reference(reference_in(without_user, credentials_block="land-reader"), STORAGE).sources[0].size == 5
+    with pytest.raises(InvalidInput, match=r"no 'PostGIS Credentials .* block named 'nobody'"):
+        check_reference(reference_in(without_user, credentials_block="nobody"), STORAGE)
+
+
+def test_a_database_that_is_not_there_is_told() -> None:
+    with pytest.raises(InvalidInput, match=r"cannot be read: .*Check the URL, that the server runs"):
+        check_reference(reference_in("postgresql://127.0.0.1:9/land"), STORAGE)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "postgresql://me:hunter2@db.example.org/land",
+        "postgres://db.example.org/land?user=me&password=hunter2",
+        "postgresql://me:@db.example.org/land",
+    ],
+)
+def test_a_password_in_the_url_is_refused_and_not_repeated(file: str) -> None:
+    for given in ({"file": file}, {"file": "r.gpkg", "more_files": [{"file": file}]}):
+        with pytest.raises(ValidationError, match="the database's URL has a password; leave it out") as caught:
+            Reference.model_validate(given)
+        assert "hunter2" not in str(caught.value)
+
+
+def test_what_is_near_the_tiles_is_all_that_is_read(url: str, tmp_path: Path, postgis: Postgres) -> None:
+    """The far polygon with a value in no class does not matter where values are not checked at once."""
+    postgis.query("UPDATE parcels SET code = 'bog' WHERE id = 8", DATABASE)
+    prepared = prepare_reference(reference_in(url), STORAGE, [TILE], tmp_path)
+    postgis.query("UPDATE parcels SET code = '1100' WHERE id = 8", DATABASE)
+
+    assert prepared.findings.unmapped == {}
+    assert np.isin(polygons_of_tile(tmp_path, TILE).ids, [1, 2]).all()

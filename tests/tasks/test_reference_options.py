@@ -1,0 +1,296 @@
+"""Options of the reference: classes, priorities, shapes of polygons, several files, several zones."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pyogrio
+import pytest
+import shapely
+from pydantic import ValidationError
+from pyproj import Transformer
+from rasterio.features import rasterize
+
+from tasks.errors import InvalidInput
+from tasks.grid import Tile
+from tasks.reference import Reference, burn, check_units, prepare_reference, reference_source
+from tasks.reference.polygons import TilePolygons, polygons_of_tile
+from tasks.storage import Storage
+from tests.tasks.delivery_files import TILE
+
+MIN_X, MIN_Y, MAX_X, MAX_Y = TILE.bounds
+WEST, EAST = shapely.box(MIN_X, MIN_Y, MIN_X + 320, MAX_Y), shapely.box(MIN_X + 320, MIN_Y, MAX_X, MAX_Y)
+WHOLE = shapely.box(*TILE.bounds)
+
+
+def write(path: Path, geometries: list[Any], epsg: int = 32633, **columns: list[Any]) -> str:
+    frame = gpd.GeoDataFrame(columns, geometry=geometries, crs=epsg)
+    if path.suffix == ".parquet":
+        frame.to_parquet(path)
+    else:
+        pyogrio.write_dataframe(frame, path, append=path.exists(), layer=path.stem)
+    return str(path)
+
+
+def found_by(reference: Reference, folder: Path, tile: Tile = TILE) -> TilePolygons:
+    prepare_reference(reference, Storage(), [tile], folder)
+    found = polygons_of_tile(folder, tile)
+    assert found is not None
+    return found
+
+
+def labels(reference: Reference, folder: Path, tile: Tile = TILE) -> np.ndarray:
+    found = found_by(reference, folder, tile)
+    return burn(found.polygons, found.ids, tile, all_touched=reference.all_touched).classes
+
+
+# ---- classes ----
+
+
+def test_codes_may_be_prefixes_and_the_longest_one_counts(tmp_path: Path) -> None:
+    codes = ["311", "312", "3121", "99", "2"]
+    boxes = [shapely.box(MIN_X + 100 * i, MIN_Y, MIN_X + 100 * (i + 1), MAX_Y) for i in range(5)]
+    table = [
+        {"id": 2, "codes": ["31*"]},
+        {"id": 3, "codes": ["312*"]},
+        {"id": 4, "codes": ["312", 2]},
+        {"id": 9, "codes": ["*"]},
+    ]
+    reference = Reference(file=write(tmp_path / "r.gpkg", boxes, code=codes), class_column="code", class_table=table)
+
+    assert found_by(reference, tmp_path / "work").ids.tolist() == [2, 4, 3, 9, 4]
+
+
+def test_names_and_colours_come_from_the_class_table_and_else_from_si_lulc(tmp_path: Path) -> None:
+    table = [{"id": 2, "name": "Gozd", "colour": "#00ff00"}, {"id": 5}, {"id": 40, "name": "Ceste"}]
+    path = write(tmp_path / "r.gpkg", [WEST, EAST, EAST], LULC_ID=[2, 5, 40])
+    reference = Reference.model_validate({"file": path, "class_table": table})
+
+    assert list(found_by(reference, tmp_path / "work").names) == ["Gozd", "WATER", "Ceste"]
+    assert reference.classes is not None
+    assert [(one.name, one.colour) for one in reference.classes[:2]] == [("Gozd", "#00ff00"), ("WATER", "#069af3")]
+    assert reference.classes[2].colour.startswith("#")
+
+
+def test_a_mapping_from_values_to_ids_is_short_for_a_list_of_classes() -> None:
+    short = Reference(file="r.gpkg", class_table={1100: 1, "2000": 2, 1300.0: 2})
+    long = Reference.model_validate(
+        {"file": "r.gpkg", "class_table": [{"id": 1, "codes": ["1100"]}, {"id": 2, "codes": ["2000", "1300"]}]}
+    )
+
+    assert short == long
+    assert Reference.model_validate(json.loads(short.model_dump_json())) == short
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ([{"id": 1}, {"id": 1, "codes": ["x"]}], "class_table has the id 1 more than once"),
+        ([{"id": 1, "codes": ["2"]}, {"id": 2}], "class_table has the code 2 more than once"),
+        ([{"id": 256}], "less than or equal to 255"),
+        ([{"id": 1, "colour": "red"}], "pattern"),
+        ([], "at least 1 item"),
+    ],
+)
+def test_a_class_table_that_contradicts_itself_is_refused(table: list[Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Reference.model_validate({"file": "r.gpkg", "class_table": table})
+
+
+def test_values_in_no_class_may_be_left_out_and_are_counted(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.gpkg", [WEST, EAST, EAST, WHOLE], code=["a", "bog", "bog", "moor"])
+    reference = Reference(file=path, class_column="code", class_table={"a": 7}, unmapped="leave out")
+
+    prepared = prepare_reference(reference, Storage(), [TILE], tmp_path / "work")
+
+    found = polygons_of_tile(tmp_path / "work", TILE)
+    assert found is not None
+    assert found.ids.tolist() == [7]
+    assert found.unmapped == {"bog": 2, "moor": 1}
+    assert prepared.findings.unmapped == {"bog": 2, "moor": 1}
+
+
+def test_ids_that_do_not_fit_are_left_out_and_not_cut_off(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.gpkg", [WHOLE] * 3, LULC_ID=[5.0, 261.0, 5.5])
+
+    found = found_by(Reference(file=path, unmapped="leave out"), tmp_path / "work")
+
+    assert found.ids.tolist() == [5]
+    assert found.unmapped == {"261": 1, "5.5": 1}
+
+
+def test_the_class_with_the_higher_priority_wins_whatever_the_order_of_rows(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.gpkg", [WEST, WHOLE, WEST], LULC_ID=[5, 2, 1])
+    table = [{"id": 5, "priority": 1}, {"id": 2}, {"id": 1, "priority": -1}]
+
+    found = labels(Reference.model_validate({"file": path, "class_table": table}), tmp_path / "work")
+
+    assert (found[:, :16] == 5).all()
+    assert (found[:, 16:] == 2).all()
+
+
+# ---- shapes ----
+
+
+def test_a_buffer_grows_and_shrinks_polygons_by_metres_also_from_longitude_and_latitude(tmp_path: Path) -> None:
+    middle = shapely.box(MIN_X + 200, MIN_Y + 200, MIN_X + 400, MIN_Y + 400)
+    lonlat = gpd.GeoSeries([middle], crs=32633).to_crs(4326)
+    path = write(tmp_path / "r.gpkg", list(lonlat), 4326, LULC_ID=[2])
+
+    for buffer_m, side_px in ((0.0, 10), (-40.0, 6), (40.0, 14)):
+        found = labels(Reference(file=path, buffer_m=buffer_m), tmp_path / f"work{buffer_m}")
+        corners = 0 if buffer_m <= 0 else 4  # round ones
+        assert side_px**2 - corners <= np.count_nonzero(found) <= side_px**2
+
+
+def test_a_polygon_beside_the_tile_reaches_into_it_by_its_buffer(tmp_path: Path) -> None:
+    beside = shapely.box(MIN_X - 1500, MIN_Y, MIN_X - 1000, MAX_Y)
+    path = write(tmp_path / "r.gpkg", [beside], LULC_ID=[2])
+
+    assert (labels(Reference(file=path, buffer_m=1040), tmp_path / "work")[:, :2] == 2).all()
+
+
+def test_small_polygons_are_left_out_and_counted(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.gpkg", [shapely.box(MIN_X, MIN_Y, MIN_X + 50, MIN_Y + 50), WEST], LULC_ID=[1, 2])
+
+    prepared = prepare_reference(Reference(file=path, min_area_m2=2501), Storage(), [TILE], tmp_path / "work")
+
+    assert (prepared.findings.polygons, prepared.findings.too_small) == (1, 1)
+
+
+def test_all_touched_pixels_are_those_of_gdal(tmp_path: Path) -> None:
+    triangle = shapely.Polygon([(MIN_X + 33, MIN_Y + 41), (MIN_X + 477, MIN_Y + 99), (MIN_X + 210, MIN_Y + 403)])
+    path = write(tmp_path / "r.gpkg", [triangle], LULC_ID=[2])
+    expected = rasterize([(triangle, 2)], (TILE.height, TILE.width), transform=TILE.transform, all_touched=True)
+
+    np.testing.assert_array_equal(labels(Reference(file=path, all_touched=True), tmp_path / "work"), expected)
+
+
+def test_metres_are_refused_for_tiles_in_degrees() -> None:
+    check_units(Reference(file="r.gpkg"), [4326])
+    check_units(Reference(file="r.gpkg", buffer_m=5), [32633, 3035])
+    for option in ({"buffer_m": 5.0}, {"min_area_m2": 5.0}):
+        with pytest.raises(InvalidInput, match="need tiles in metres, but those in EPSG:4326 are in degrees"):
+            check_units(Reference.model_validate({"file": "r.gpkg"} | option), [4326])
+
+
+# ---- files ----
+
+
+def test_later_files_cover_earlier_ones_and_may_have_other_columns_and_crs(tmp_path: Path) -> None:
+    first = write(tmp_path / "land.gpkg", [WHOLE], kind=["field"])
+    lonlat = list(gpd.GeoSeries([WEST], crs=32633).to_crs(4326))
+    second = write(tmp_path / "water.parquet", lonlat, 4326, code=[7000])
+    reference = Reference.model_validate(
+        {
+            "file": first,
+            "class_column": "kind",
+            "class_table": {"field": 1, 7000: 5},
+            "more_files": [{"file": second, "class_column": "code"}],
+        }
+    )
+
+    found = labels(reference, tmp_path / "work")
+
+    assert (found[:, :16] == 5).all()
+    assert (found[:, 16:] == 1).all()
+    assert [one.name for one in reference_source(reference, Storage()).sources] == ["land.gpkg", "water.parquet"]
+
+
+def test_geoparquet_has_a_crs_and_refuses_layers_and_what_is_no_geoparquet(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.parquet", [WEST, None], LULC_ID=[2, 3])
+
+    prepared = prepare_reference(Reference(file=path), Storage(), [TILE], tmp_path / "work")
+    assert (prepared.findings.polygons, prepared.findings.without_polygon) == (1, 1)
+    with pytest.raises(InvalidInput, match="GeoParquet has no layers"):
+        found_by(Reference(file=path, layer="x"), tmp_path / "work")
+    (tmp_path / "plain.parquet").write_bytes(b"PAR1 or not")
+    with pytest.raises(InvalidInput, match="is not readable as GeoParquet"):
+        found_by(Reference(file=str(tmp_path / "plain.parquet")), tmp_path / "work")
+
+
+def test_rows_without_a_geometry_are_counted_also_where_an_index_leaves_them_out(tmp_path: Path) -> None:
+    for options in ({}, {"SPATIAL_INDEX": "NO"}):
+        path = tmp_path / f"r{len(options)}.gpkg"
+        frame = gpd.GeoDataFrame({"LULC_ID": [1, 2, 3]}, geometry=[WEST, None, None], crs=32633)
+        pyogrio.write_dataframe(frame, path, **options)
+
+        prepared = prepare_reference(Reference(file=str(path)), Storage(), [TILE], tmp_path / path.stem)
+
+        assert (prepared.findings.polygons, prepared.findings.without_polygon) == (1, 2)
+
+
+# ---- tiles ----
+
+
+def test_a_polygon_across_two_zones_and_many_tiles_is_in_each(tmp_path: Path) -> None:
+    outline = shapely.Polygon([(11.9, 46.9), (12.1, 46.9), (12.1, 47.1), (11.9, 47.1)])
+    hole = shapely.Polygon([(11.99, 46.99), (12.01, 46.99), (12.01, 47.01), (11.99, 47.01)])
+    path = write(tmp_path / "r.geojson", [shapely.segmentize(outline.difference(hole), 0.001)], 4326, LULC_ID=[2])
+    tiles = []
+    for epsg in (32632, 32633):
+        x, y = Transformer.from_crs(4326, epsg, always_xy=True).transform(12.0, 47.0)
+        for east in (-2000, 0):
+            west, south = round(x, -1) + east, round(y, -1) - 1000
+            tiles.append(Tile(f"{epsg}_{east}", epsg, (west, south, west + 2000, south + 2000), 200, 200))
+
+    prepare_reference(Reference(file=path), Storage(), tiles, tmp_path / "work")
+
+    for tile in tiles:
+        found = polygons_of_tile(tmp_path / "work", tile)
+        assert found is not None
+        columns, rows = np.meshgrid(np.arange(200) + 0.5, np.arange(200) + 0.5)
+        lon, lat = Transformer.from_crs(tile.epsg, 4326, always_xy=True).transform(*(tile.transform * (columns, rows)))
+        expected = np.where(shapely.contains_xy(outline.difference(hole), lon, lat), 2, 0)
+        got = burn(found.polygons, found.ids, tile).classes
+        assert np.count_nonzero(got != expected) <= 4  # an edge of 100 m is not as straight there
+        assert {0, 2} == set(np.unique(got))
+
+
+def test_a_tile_that_was_not_prepared_is_told_from_one_without_polygons(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.gpkg", [WEST], LULC_ID=[2])
+    empty = Tile("far", 32633, (MIN_X + 9000, MIN_Y, MAX_X + 9000, MAX_Y), 32, 24)
+
+    prepare_reference(Reference(file=path), Storage(), [TILE, empty], tmp_path / "work")
+
+    found = polygons_of_tile(tmp_path / "work", empty)
+    assert found is not None
+    assert len(found.polygons) == 0
+    assert polygons_of_tile(tmp_path / "work", Tile("other", 32633, TILE.bounds, 32, 24)) is None
+    assert polygons_of_tile(tmp_path / "work", Tile("other", 32632, TILE.bounds, 32, 24)) is None
+
+
+# ---- identity ----
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"buffer_m": 5.0},
+        {"min_area_m2": 5.0},
+        {"all_touched": True},
+        {"unmapped": "leave out"},
+        {"class_table": [{"id": 2, "name": "Gozd"}]},
+        {"class_table": [{"id": 2, "priority": 1}]},
+        {"class_table": [{"id": 2, "codes": ["2", "3"]}]},
+        {"name_column": "LULC_ID"},
+    ],
+)
+def test_each_option_that_changes_labels_makes_it_another_reference(tmp_path: Path, change: dict[str, Any]) -> None:
+    given = {"file": write(tmp_path / "r.gpkg", [WEST], LULC_ID=[2]), "class_table": [{"id": 2}]}
+
+    before = reference_source(Reference.model_validate(given), Storage())
+
+    assert reference_source(Reference.model_validate(given | change), Storage()) != before
+
+
+def test_a_colour_changes_no_labels(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.gpkg", [WEST], LULC_ID=[2])
+    sources = [
+        reference_source(Reference.model_validate({"file": path, "class_table": [{"id": 2, "colour": one}]}), Storage())
+        for one in ("#000000", "#ffffff")
+    ]
+
+    assert sources[0] == sources[1]
