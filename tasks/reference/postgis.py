@@ -115,10 +115,8 @@ class PostgisSource:
             yield Rows(places, pa.array(columns[0]), names, pa.array(columns[-1], pa.binary()))
             before += len(rows)
 
-    def without_geometry(self, bounds: Bounds | None) -> int:
+    def without_geometry(self) -> int | None:
         """See :class:`tasks.reference.sources.Source`."""
-        if bounds is None:
-            return 0
         nothing = sql.SQL(" WHERE {0} IS NULL OR ST_IsEmpty({0})").format(sql.Identifier(self._geometry))
         return int(self._one(sql.SQL("SELECT count(*)") + self._from() + nothing)[0])
 

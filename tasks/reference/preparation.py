@@ -202,15 +202,25 @@ class _Preparation:
         near = [shapely.STRtree(np.asarray(shapely.box(*bounds.T))) for bounds in boxes]
         bounds = around(boxes)
         classifier = _classifier(self._reference)
+        nowhere = 0
         for rows in source.rows(one.class_column, _name_column(one, source), bounds):
-            self._add_rows(rows, number * _PLACES, source.crs, near, classifier)
-        self._counts["without_polygon"] += source.without_geometry(bounds)
+            geometries = shapely.from_wkb(rows.polygons.to_numpy(zero_copy_only=False), on_invalid="ignore")
+            nowhere += int((shapely.is_missing(geometries) | shapely.is_empty(geometries)).sum())
+            self._add_rows(rows, geometries, number * _PLACES, source.crs, near, classifier)
+        counted = source.without_geometry()
+        self._counts["without_polygon"] += nowhere if counted is None else counted
         _judge(classifier, self._reference, one)
         self._unmapped += classifier.unmapped
 
-    def _add_rows(self, rows: Rows, before: int, crs: CRS, near: list[shapely.STRtree], classifier: Classifier) -> None:
-        geometries = shapely.from_wkb(rows.polygons.to_numpy(zero_copy_only=False), on_invalid="ignore")
-        nowhere = shapely.is_missing(geometries) | shapely.is_empty(geometries)
+    def _add_rows(
+        self,
+        rows: Rows,
+        geometries: NDArray[np.object_],
+        before: int,
+        crs: CRS,
+        near: list[shapely.STRtree],
+        classifier: Classifier,
+    ) -> None:
         by_zone = [_hits(tree, geometries) for tree in near]
         some = np.flatnonzero(np.any(by_zone, axis=0))
         polygons, repaired = polygonal(geometries[some])
@@ -237,7 +247,7 @@ class _Preparation:
         self._counts.update(
             polygons=int(used.sum()),
             repaired=int((used & repaired).sum()),
-            without_polygon=int(nowhere.sum() + (~usable).sum()),
+            without_polygon=int((~usable).sum()),
             without_class=int((ids == NULL).sum()),
             too_small=int(small.sum()),
         )

@@ -65,8 +65,8 @@ class Source(Protocol):
     def rows(self, class_column: str, name_column: str | None, bounds: Bounds | None) -> Iterator[Rows]:
         """Give rows batch by batch; with ``bounds`` at least those whose polygon comes near them."""
 
-    def without_geometry(self, bounds: Bounds | None) -> int:
-        """Count the rows without a geometry that ``rows`` leaves out with these bounds."""
+    def without_geometry(self) -> int | None:
+        """Count the rows without a geometry; None where ``rows`` gives them all, to be counted there."""
 
 
 def open_source(path: str, layer: str | None, title: str) -> Source:
@@ -124,17 +124,18 @@ class VectorSource:
             yield Rows(place, batch.column(class_column), names, batch.column(meta["geometry_name"] or "wkb_geometry"))
             before += count
 
-    def without_geometry(self, bounds: Bounds | None) -> int:
+    def without_geometry(self) -> int | None:
         """See :class:`Source`."""
-        if bounds is None or self._info["driver"] != "GPKG":  # FlatGeobuf with an index has no such rows
-            return 0
+        if self._info["driver"] != "GPKG":  # FlatGeobuf with an index has none
+            return None
+        geometry = self._info["geometry_name"].replace('"', '""')
         index = f"rtree_{self._layer}_{self._info['geometry_name']}_rowid".replace('"', '""')
         try:  # the index holds what has a geometry
             sql = f'SELECT count(*) AS count FROM "{index}"'  # noqa: S608 - names of the file, quoted
-            counted = pyogrio.raw.read(self._path, sql=sql, read_geometry=False)[3][0][0]
-            return int(self._info["features"] - counted)
-        except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError):  # there is no index: they are read
-            return 0
+            return int(self._info["features"] - pyogrio.raw.read(self._path, sql=sql, read_geometry=False)[3][0][0])
+        except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError):  # there is no index
+            where = f'"{geometry}" IS NULL OR ST_IsEmpty("{geometry}")'
+            return int(sum(batch.num_rows for batch, _ in self._batches([], None, read_geometry=False, where=where)))
 
     @property
     def _indexed(self) -> bool:
@@ -220,10 +221,9 @@ class ParquetSource:
             yield Rows(place, batch.column(class_column), names, batch.column(self._geometry))
             before += batch.num_rows
 
-    def without_geometry(self, bounds: Bounds | None) -> int:
+    def without_geometry(self) -> int | None:
         """See :class:`Source`."""
-        del bounds
-        return 0
+        return None
 
 
 def check_types(types: Sequence[str | None], title: str) -> None:
