@@ -16,6 +16,7 @@ from flows.parameters import LandCover
 from flows.server import wake_prefect
 from tasks.batch import check_access
 from tasks.errors import InvalidInput
+from tasks.reference.postgis import PostgisCredentials
 from tasks.service import LOCALHUB_CLIENT, SentinelHubCredentials, Service
 from tasks.storage import LOCALHUB_S3_KEYS, S3Credentials, Storage, check_writable, is_loopback
 
@@ -73,13 +74,14 @@ def keys_of(storage: Storage) -> Pair:
 
 
 def save(client: Pair, keys: Pair, client_block: str, keys_block: str) -> list[Pair]:
-    """Register the block types and save one of each; type and name of both. What has the name already is replaced."""
+    """Register all block types and save these two; type and name of both. What has the name already is replaced."""
     blocks = (
         (SentinelHubCredentials(client_id=client[0], client_secret=SecretStr(client[1])), client_block),
         (S3Credentials(access_key=keys[0], secret_key=SecretStr(keys[1])), keys_block),
     )
+    for kind in (*(type(block) for block, _ in blocks), PostgisCredentials):
+        kind.register_type_and_schema()
     for block, name in blocks:
-        type(block).register_type_and_schema()
         block.save(name, overwrite=True)
     return [(str(type(block)._block_type_name), name) for block, name in blocks]  # noqa: SLF001 - as Prefect shows it
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import s3fs
 import yaml
+from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL
 
 from flows.parameters import LandCover
@@ -71,6 +72,8 @@ def test_what_was_tried_is_saved_under_the_names_of_the_configuration_and_a_run_
     assert (saved.client_id, saved.client_secret.get_secret_value()) == LOCALHUB_CLIENT  # type: ignore[union-attr]
     of_s3 = S3Credentials.load("bucket-of-setup")
     assert (of_s3.access_key, of_s3.secret_key.get_secret_value()) == (s3.access_key, s3.secret_key)  # type: ignore[union-attr]
+    with get_client(sync_client=True) as client:
+        assert client.read_block_type_by_slug("eopatch-flow-postgis-credentials").name.startswith("PostGIS")
     assert s3_files.find(bucket) == []
     assert s3.secret_key not in told.stdout + told.stderr
 
