@@ -77,15 +77,33 @@ def test_a_run_leaves_ledger_map_summary_and_quicklook_beside_the_data(parameter
     ]
 
 
+PUBLISHED = ("plan", "plan-tiles", "map", "tiles", "reference", "summary")
+"""What artifacts are about."""
+
+
 def test_a_run_publishes_plan_map_table_and_summary(parameters: LandCover):
     run(parameters)
-    artifacts = {what: Artifact.get(f"small-{what}") for what in ("plan", "plan-tiles", "map", "tiles", "summary")}
+    artifacts = {what: Artifact.get(f"small-{what}") for what in PUBLISHED}
     texts = {what: str(found.data) for what, found in artifacts.items() if found is not None}
     assert "5, from 2019-01-01 to 2019-03-02, every 15 days" in texts["plan"]
     assert [row["tile"] for row in json.loads(texts["plan-tiles"])] == ["t0", "t1", "t2", "t3"]
     assert "data:image/png;base64," in texts["map"]
     assert [row["tile"] for row in json.loads(texts["tiles"])] == ["t0", "t1", "t2", "t3"]
     assert "4 of 4 tiles are complete" in texts["summary"]
+    assert "## Reference" in texts["summary"]
+    assert sorted(row["tile"] for row in json.loads(texts["reference"])) == ["t0", "t1", "t2", "t3"]
+
+
+def test_label_quality_of_earlier_runs_is_kept_and_where_it_is_lost_read_from_the_eopatches(parameters: LandCover):
+    file = Path(run(parameters).folder) / "report/reference.csv"
+    first = file.read_text()
+    assert [line.split(",")[0] for line in first.splitlines()] == ["tile", "t0", "t1", "t2", "t3"]
+    (patches(parameters) / "eopatch_t1/meta_info/REFERENCE.json.gz").unlink()
+    run(parameters)
+    assert file.read_text() == first
+    file.unlink()
+    run(parameters)
+    assert file.read_text() == first
 
 
 def test_a_second_run_buys_nothing_and_converts_nothing(parameters: LandCover):
