@@ -3,6 +3,7 @@
 import importlib.resources
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
@@ -202,7 +203,8 @@ def _read(path: str) -> str:
 def _read_setup(source: str, name: str, *, built_in: bool) -> Script:
     if not VERSION_3.search(source):
         raise InvalidInput(f"The evalscript {name} does not say that it is V3; let it begin with //VERSION=3.")
-    declared, functions = _run_setup(source, name)
+    with ThreadPoolExecutor(1) as aside:  # V8's time limit does not work in a thread that has an event loop: notebooks
+        declared, functions = aside.submit(_run_setup, source, name).result()
     try:
         return Script(
             source=source,

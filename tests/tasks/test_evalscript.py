@@ -1,5 +1,6 @@
 """Evalscripts before they are sent: rendering, what ``setup`` declares, and what is refused."""
 
+import asyncio
 import json
 from datetime import date, timedelta
 from importlib.resources import files
@@ -208,3 +209,10 @@ def test_imagery_that_does_not_exist_is_refused(fields: dict[str, Any], text: st
 
 def test_a_script_of_ones_own_may_mask_clouds_as_it_likes() -> None:
     assert Imagery(cloud_mask="scl", evalscript="own.js").cloud_mask == "scl"
+
+
+def test_a_script_is_read_where_an_event_loop_runs_as_in_a_notebook():
+    async def read() -> Script:
+        return load_script(Imagery(), date(2019, 1, 1), date(2019, 12, 31), 10)
+
+    assert asyncio.run(read()) == load_script(Imagery(), date(2019, 1, 1), date(2019, 12, 31), 10)
