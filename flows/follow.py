@@ -9,9 +9,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Self, TypeVar
 from uuid import UUID
 
 from prefect.futures import PrefectFuture
@@ -20,8 +21,9 @@ from prefect.utilities.annotations import opaque
 from flows.order import Order
 from flows.progress import tell, tell_failure
 from flows.spending import Spending
+from flows.workers import LOST, Workers
 from tasks.conversion import ConversionRecord, TileFiles, convert, convert_chunk
-from tasks.errors import DeliveryError, EopatchFlowError, Unavailable
+from tasks.errors import DeliveryError, EopatchFlowError, TileError, Unavailable
 from tasks.grid import Tile
 from tasks.ledger import TileRecord, TileState
 from tasks.quality import LabelQuality
@@ -36,6 +38,10 @@ PROCESSING, CONVERSION, LABELLING = "Process", "Convert", "Label"
 MAX_TASK_RUNS = 1000
 """Task runs of a stage; beyond so many tiles, one run does several: each costs the Prefect server some milliseconds."""
 
+DIED_TWICE = (
+    "the process that worked on it died twice, the second time with no other tile at work, probably for want of "
+    "memory. Give the machine more, or choose a coarser resolution or a shorter period."
+)
 
 T = TypeVar("T")
 
@@ -61,7 +67,10 @@ class Pipeline:
         self.request_id = ""
         self._offered: deque[tuple[Tile, TileFiles]] = deque()
         self._unlabelled: deque[Tile] = deque()
-        self._running: dict[UUID, list[Tile]] = {}
+        self._alone: deque[Callable[[], None]] = deque()
+        self._lost: set[str] = set()
+        self._workers = Workers(order.parameters.run)
+        self._running: dict[UUID, list[tuple[Tile, Callable[[], None]]]] = {}
         self._ended: SimpleQueue[PrefectFuture[Any]] = SimpleQueue()
         self._total = {CONVERSION: 0, LABELLING: 0}  # tiles that this run has to do
         self._done = {CONVERSION: 0, LABELLING: 0}
@@ -74,14 +83,18 @@ class Pipeline:
         self._first_reasons: dict[str, str] = {}
 
     def __enter__(self) -> Self:
+        self._workers.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Take no more tiles, and wait for those in flight: the work is not given back while they are written."""
-        while self._running:
-            self._running.pop(self._ended.get().task_run_id)
+        try:
+            while self._running:
+                self._running.pop(self._ended.get().task_run_id)
+        finally:
+            self._workers.__exit__(kind, error, trace)
 
     @property
     def pending(self) -> list[Tile]:
@@ -177,6 +190,12 @@ class Pipeline:
 
     def _start(self) -> None:
         """Label what is converted, and convert what is offered: as many task runs as may be in flight."""
+        if self._running and (self._workers.broken or self._alone):
+            return
+        self._workers.renew()
+        if self._alone:
+            self._alone.popleft()()
+            return
         at_once = self.order.parameters.run.tiles_at_once
         while self._unlabelled and len(self._running) < at_once:
             self._label(_taken(self._unlabelled, self._chunk_size))
@@ -192,46 +211,62 @@ class Pipeline:
     def _convert(self, chunk: Sequence[tuple[Tile, TileFiles]]) -> None:
         parameters, tiles = self.order.parameters, [tile for tile, _ in chunk]
         urls = [self.order.patch_url(tile) for tile in tiles]
-        kwargs: dict[str, Any] = {
+        common: dict[str, Any] = {
+            "storage": parameters.storage,
             "mapping": self.order.mapping,
             "options": parameters.patches,
             "provenance": self.order.provenance(self.request_id),
         }
-        future: PrefectFuture[Any]
+        submit = self._workers.submit
         if len(chunk) == 1:
-            future = convert.submit(tiles[0], chunk[0][1], parameters.storage, urls[0], **kwargs)
+            future = submit(convert, tile=tiles[0], delivered=chunk[0][1], patch_url=urls[0], **common)
         else:
             files = [files for _, files in chunk]
-            future = convert_chunk.submit(opaque(tiles), opaque(files), parameters.storage, opaque(urls), **kwargs)
-        self._watch(tiles, future)
+            lists = {"tiles": opaque(tiles), "delivered": opaque(files), "patch_urls": opaque(urls)}
+            future = submit(convert_chunk, **lists, **common)
+        self._watch(tiles, future, [partial(self._convert, [one]) for one in chunk])
 
     def _label(self, tiles: Sequence[Tile]) -> None:
-        parameters, reference = self.order.parameters, cast(PreparedReference, self.reference)
-        urls, file_format = [self.order.patch_url(tile) for tile in tiles], parameters.patches.file_format
-        future: PrefectFuture[Any]
+        parameters = self.order.parameters
+        urls = [self.order.patch_url(tile) for tile in tiles]
+        common: dict[str, Any] = {
+            "prepared": self.reference,
+            "storage": parameters.storage,
+            "file_format": parameters.patches.file_format,
+        }
+        submit = self._workers.submit
         if len(tiles) == 1:
-            future = rasterise_reference.submit(
-                tiles[0], reference, parameters.storage, urls[0], file_format=file_format
-            )
+            future = submit(rasterise_reference, tile=tiles[0], patch_url=urls[0], **common)
         else:
-            future = rasterise_chunk.submit(
-                opaque(tiles), reference, parameters.storage, opaque(urls), file_format=file_format
-            )
-        self._watch(tiles, future)
+            future = submit(rasterise_chunk, tiles=opaque(tiles), patch_urls=opaque(urls), **common)
+        self._watch(tiles, future, [partial(self._label, [tile]) for tile in tiles])
 
-    def _watch(self, tiles: Sequence[Tile], future: PrefectFuture[Any]) -> None:
-        self._running[future.task_run_id] = list(tiles)
+    def _watch(self, tiles: Sequence[Tile], future: PrefectFuture[Any], again: Sequence[Callable[[], None]]) -> None:
+        self._running[future.task_run_id] = list(zip(tiles, again, strict=True))
         future.add_done_callback(self._ended.put)
 
-    def _conclude(self, tiles: Sequence[Tile], future: PrefectFuture[Any]) -> None:
-        """Record what became of tiles' conversion or label."""
-        outcome = future.result(raise_on_failure=False)
+    def _conclude(self, tiles: Sequence[tuple[Tile, Callable[[], None]]], future: PrefectFuture[Any]) -> None:
+        """Record what became of tiles' conversion or label, or have them done again, each alone."""
+        outcome = self._workers.outcome(future)
+        if outcome is LOST:
+            for tile, again in tiles:
+                self._lose(tile, again)
+            return
         outcomes = outcome if isinstance(outcome, list) else [outcome] * len(tiles)
-        for tile, one in zip(tiles, outcomes, strict=True):
+        for (tile, _), one in zip(tiles, outcomes, strict=True):
             self._conclude_tile(tile, one)
+
+    def _lose(self, tile: Tile, again: Callable[[], None]) -> None:
+        """Do a tile again whose process died; one that dies with no other tile at work will not do better."""
+        if tile.name in self._lost:
+            self._conclude_tile(tile, TileError(f"Tile {tile.name}: {DIED_TWICE}"))
+            return
+        self._lost.add(tile.name)
+        self._alone.append(again)
 
     def _conclude_tile(self, tile: Tile, outcome: object) -> None:
         self.touched.add(tile.name)
+        self._lost.discard(tile.name)
         record = self.records[tile.name]
         match outcome:
             case ConversionRecord(outcome="no data", bytes_written=0):

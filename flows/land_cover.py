@@ -13,10 +13,11 @@ from flows.conclusion import Summary, conclude, draw_quicklooks, final_state
 from flows.follow import Pipeline, follow
 from flows.order import deliver_tiles_file, prepared_reference, survey_destination, validate
 from flows.ownership import owned, stop_what_was_left
-from flows.parameters import SAMPLE_AREA, SAMPLE_PERIOD, SAMPLE_REFERENCE, LandCover, Run, today
+from flows.parameters import MAX_THREADS, SAMPLE_AREA, SAMPLE_PERIOD, SAMPLE_REFERENCE, LandCover, Run, today
 from flows.planning import plan_order
+from flows.quiet import quieten
 from flows.repair import repair
-from flows.watching import quieten, shown, tell_request
+from flows.watching import shown, tell_request
 from tasks.batch import Limits, analyse, find_or_create
 from tasks.conversion import FeatureMapping, PatchOptions
 from tasks.evalscript import Imagery
@@ -25,9 +26,6 @@ from tasks.plan import Area, Period, Tiling
 from tasks.reference import Reference
 from tasks.service import Service
 from tasks.storage import Storage
-
-MAX_THREADS = 64
-"""Threads of the task runner; how many work on tiles is ``run.tiles_at_once``."""
 
 
 def run_name() -> str:

@@ -2,7 +2,7 @@
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, time
@@ -18,6 +18,7 @@ from pyogrio.errors import DataLayerError, DataSourceError
 from shapely.geometry.base import BaseGeometry
 
 from flows.parameters import LandCover, today
+from flows.workers import check_workers
 from tasks.batch import Work, check_access, check_delivery, process_request, upload_geopackage
 from tasks.conversion import (
     FeatureMapping,
@@ -51,6 +52,7 @@ from tasks.reference import (
     check_units,
     is_labelled,
     prepare_reference,
+    staged,
 )
 from tasks.service import Service
 from tasks.storage import Storage, check_writable, open_filesystem, read_file, s3_keys
@@ -174,10 +176,7 @@ def prepare(parameters: LandCover, *, with_service: bool = False) -> Order:
     keys = problems.attempt("storage.credentials_block", lambda: s3_keys(parameters.storage))
     order = _resolved(parameters, keys, problems)
     if with_service:
-        of_service = Problems()
-        _check_service(parameters, keys, of_service)
-        if of_service.found and (problems.found or _is_missing_any(order())):
-            problems.found += of_service.found
+        problems.found += _of_others(parameters, keys, None if problems.found else survey_order(order()))
     if problems.found:
         raise InvalidInput("\n".join(problems.found))
     return order()
@@ -216,13 +215,16 @@ def _resolved(parameters: LandCover, keys: Callable[[], object], problems: Probl
     )
 
 
-def _check_service(parameters: LandCover, keys: Callable[[], object], problems: Problems) -> None:
-    problems.attempt("service", lambda: check_access(parameters.service))
-    problems.attempt("storage", lambda: _check_keys(parameters.storage, keys))
-
-
-def _is_missing_any(order: Order) -> bool:
-    return any(record.state is TileState.PENDING for record in survey_order(order))
+def _of_others(parameters: LandCover, keys: Callable[[], object], records: Sequence[TileRecord] | None) -> list[str]:
+    """What is wrong with the service and with a cluster, where the tiles need them; None: it is not known."""
+    states = {TileState.PENDING} if records is None else {record.state for record in records}
+    problems = Problems()
+    if TileState.PENDING in states:
+        problems.attempt("service", lambda: check_access(parameters.service))
+        problems.attempt("storage", lambda: _check_keys(parameters.storage, keys))
+    if states & {TileState.PENDING, TileState.CONVERTED}:
+        problems.attempt("run.dask_address", lambda: check_workers(parameters.run, parameters.storage))
+    return problems.found
 
 
 def survey_order(order: Order) -> list[TileRecord]:
@@ -267,6 +269,8 @@ def deliver_tiles_file(order: Order) -> None:
 def prepared_reference(order: Order, records: Iterable[TileRecord]) -> Iterator[PreparedReference | None]:
     """Prepare the reference polygons in a temporary folder; None when there are none, or no tile needs them.
 
+    For workers on other machines they are put beside the delivery.
+
     Raises:
         InvalidInput: the file cannot be read, has no CRS, or has unknown columns or classes.
     """
@@ -276,7 +280,8 @@ def prepared_reference(order: Order, records: Iterable[TileRecord]) -> Iterator[
         yield None
         return
     with tempfile.TemporaryDirectory(prefix="eopatch-flow-") as folder:
-        yield prepare_reference(reference, storage, tiles, Path(folder))
+        prepared = prepare_reference(reference, storage, tiles, Path(folder))
+        yield staged(prepared, storage) if order.parameters.run.tiles_on == "dask" else prepared
 
 
 def _path(order: Order, tile: Tile) -> str:

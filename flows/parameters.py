@@ -4,11 +4,11 @@ import json
 import re
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
 from prefect.runtime import flow_run
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from tasks.batch import Limits
 from tasks.conversion import FeatureMapping, PatchOptions
@@ -26,6 +26,8 @@ SAMPLE_REFERENCE = Reference(file="s3://eopatch-flow/reference/sample.gpkg")
 """The sample archive's land-cover polygons, where ``eopatch-flow localhub`` puts them."""
 
 
+MAX_THREADS = 64
+"""Threads of the flow's task runner; how many work on tiles is ``run.tiles_at_once``."""
 SAMPLE_PERIOD = Period(start=date(2019, 1, 1), end=date(2019, 12, 31))
 """The year of the sample archive."""
 
@@ -44,10 +46,25 @@ class Run(FormModel):
     tiles_at_once: int = Field(
         default=2,
         title="Tiles at once",
-        description="Tiles that are converted at the same time; each needs memory for one decoded tile.",
+        description="Tiles that are converted at the same time; each needs memory for one decoded tile. On a cluster: "
+        "as many as its workers have threads, and a few more.",
         examples=[4],
         ge=1,
-        le=64,
+        le=1000,
+    )
+    tiles_on: Literal["threads", "processes", "dask"] = Field(
+        default="threads",
+        title="Work on tiles in",
+        description="threads or processes of this machine, or on a Dask cluster that runs already.",
+        examples=["threads"],
+    )
+    dask_address: str | None = Field(
+        default=None,
+        title="Dask scheduler",
+        description="Address of the cluster's scheduler. Its workers need this project, Prefect's server and the "
+        "storage.",
+        examples=["tcp://10.0.0.5:8786"],
+        pattern=r"^((tcp|tls|ws|wss)://)?[^/@\s]+:\d+$",
     )
     poll_seconds: float = Field(
         default=60.0,
@@ -92,6 +109,20 @@ class Run(FormModel):
     quicklooks: int = Field(
         default=4, title="Quick-looks", description="Number of tiles that get a picture.", examples=[4], ge=0, le=1000
     )
+
+    @model_validator(mode="after")
+    def _fits_where_tiles_are_worked_on(self) -> Self:
+        if (self.tiles_on == "dask") != (self.dask_address is not None):
+            raise ValueError(
+                f"tiles_on is {self.tiles_on} and dask_address is {self.dask_address or 'empty'}; give the scheduler's "
+                "address with tiles_on dask, and with nothing else"
+            )
+        if self.tiles_on == "threads" and self.tiles_at_once > MAX_THREADS:
+            raise ValueError(
+                f"tiles_at_once is {self.tiles_at_once}, but threads are at most {MAX_THREADS}; ask for fewer, or "
+                "choose tiles_on processes or dask"
+            )
+        return self
 
 
 class LandCover(FormModel):

@@ -4,7 +4,6 @@ The log tells the story in few lines, however many tiles there are: figures stan
 grouped by its reason.
 """
 
-import logging
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -12,12 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from httpx import HTTPError
-from prefect.logging import get_logger, get_run_logger
+from prefect.logging import get_run_logger
 
 from flows.events import emit
 from flows.follow import CONVERSION, LABELLING, PROCESSING, Pipeline
 from flows.progress import Progress, current_listener, listening, log_progress, tell
-from tasks.errors import BudgetExceeded, EopatchFlowError
+from tasks.errors import BudgetExceeded
 from tasks.ledger import TileState
 from tasks.reasons import Failures, kind_of
 from tasks.report import Board, status_map
@@ -31,8 +30,6 @@ SAME_NOTE_SECONDS = 600.0
 """A note that differs from an earlier one in figures alone is not logged again for so long."""
 STEPS = 10
 """Lines of log between nothing and all tiles."""
-KINDS_LOGGED = 20
-"""Kinds of failures whose task's own log, with its traceback, goes into the run's log."""
 
 
 # ---- the log ----
@@ -94,58 +91,6 @@ def _span(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-class _EngineLines(logging.Filter):
-    """Of what Prefect logs of each task run, the first failure of each kind that is not told by the flow's own lines.
-
-    Each task run's state has its own message in any case, and the level DEBUG shows all lines.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._seen: dict[str, set[str]] = {}
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if record.module != "task_engine" or getattr(record, "flow_name", "") != "land-cover":
-            return True
-        if logging.getLogger("prefect.task_runs").isEnabledFor(logging.DEBUG):
-            return True
-        error = record.exc_info[1] if record.exc_info else None
-        if str(record.msg).startswith("Finished in state") or isinstance(error, EopatchFlowError):
-            return False
-        tile = str(getattr(record, "task_run_name", "")).partition("-")[2]
-        kind = kind_of(record.getMessage(), tile) if tile else record.getMessage()
-        seen = self._seen.setdefault(str(getattr(record, "flow_run_id", "")), set())
-        is_new = kind not in seen and len(seen) < KINDS_LOGGED
-        seen.add(kind)
-        return is_new
-
-
-class _FlowLines(logging.Filter):
-    """Of what Prefect logs of the run's end, an error of ours once, as a sentence: its traceback tells a user nothing.
-
-    The level DEBUG shows all of it.
-    """
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        error = record.exc_info[1] if record.exc_info else None
-        if not isinstance(error, EopatchFlowError) or logging.getLogger("prefect.flow_runs").isEnabledFor(
-            logging.DEBUG
-        ):
-            return True
-        is_first = str(record.msg).startswith("Encountered exception")
-        record.msg, record.args, record.exc_info = "%s", (str(error),), None
-        return is_first
-
-
-_ENGINE_LINES, _FLOW_LINES = _EngineLines(), _FlowLines()
-
-
-def quieten() -> None:
-    """Have the end of task runs, and errors of ours, told by the flow's own lines: Prefect's are many and long."""
-    get_logger("prefect.task_runs").addFilter(_ENGINE_LINES)
-    get_logger("prefect.flow_runs").addFilter(_FLOW_LINES)
 
 
 def tell_request(job: Job) -> None:

@@ -25,6 +25,7 @@ from tasks.reference.rasterise import (
     rasterise_reference,
     rasterise_tile,
 )
+from tasks.reference.remote import staged
 
 __all__ = [
     "MARKER",
@@ -46,4 +47,5 @@ __all__ = [
     "rasterise_reference",
     "rasterise_tile",
     "reference_source",
+    "staged",
 ]

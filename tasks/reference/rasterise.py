@@ -38,6 +38,7 @@ from tasks.quality import LabelQuality
 from tasks.reference.burning import burn
 from tasks.reference.polygons import TilePolygons, polygons_of_tile
 from tasks.reference.preparation import NAME_COLUMN, PreparedReference, ReferenceSource, prepare_reference
+from tasks.reference.remote import fetched
 from tasks.storage import Storage, open_filesystem
 
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)  # rasterize() hides it, but not from other threads
@@ -164,6 +165,7 @@ def rasterise_reference(
 ) -> LabelRecord:
     """Rasterise the reference into the EOPatch at ``patch_url``; see :func:`rasterise_tile`."""
     files, folder = open_filesystem(patch_url, storage)
+    prepared = fetched(prepared, tile.epsg, storage)
     if polygons_of_tile(Path(prepared.folder), tile) is not None:
         return rasterise_tile(prepared, tile, files, folder, file_format)
     with tempfile.TemporaryDirectory(prefix="eopatch-flow-") as alone:  # the service made a tile that was not planned
