@@ -49,11 +49,8 @@ def decode(numbers: NDArray[Any], rule: FeatureRule) -> NDArray[Any]:
     Raises:
         ValueError: a value does not fit the rule's type.
     """
-    values = numbers
-    if (rule.scale, rule.offset) != (1.0, 0.0):
-        values = numbers * rule.scale
-        values += rule.offset
     dtype = np.dtype(rule.dtype)
+    values = _scaled(numbers, rule, dtype)
     missing = None if numbers.dtype.kind in "iu" else ~np.isfinite(values)
     if rule.no_data is not None:
         missing = numbers == rule.no_data if missing is None else missing | (numbers == rule.no_data)
@@ -64,6 +61,20 @@ def decode(numbers: NDArray[Any], rule: FeatureRule) -> NDArray[Any]:
     if dtype.kind != "f" and not np.can_cast(values.dtype, dtype):
         _check_range(values, dtype)
     return values.astype(dtype, copy=False)
+
+
+def _scaled(numbers: NDArray[Any], rule: FeatureRule, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Give ``number * scale + offset``; the last operation rounds to the result's type without another array."""
+    if (rule.scale, rule.offset) == (1.0, 0.0):
+        return numbers
+    precise = np.result_type(numbers, 1.0)  # double for integers
+    result = np.empty(numbers.shape, dtype if dtype.kind == "f" else precise)
+    if rule.offset == 0.0:
+        np.multiply(numbers, rule.scale, out=result, dtype=precise, casting="unsafe")
+        return result
+    products = np.multiply(numbers, rule.scale, dtype=precise)
+    np.add(products, rule.offset, out=result, dtype=precise, casting="unsafe")
+    return result
 
 
 def _check_range(values: NDArray[Any], dtype: np.dtype[Any]) -> None:
@@ -154,10 +165,11 @@ def _source(
         return [layer for file in planes for layer in file.numbers]
 
     def read(frame: int, first: int, last: int) -> NDArray[Any]:
-        values = np.empty((last - first, tile.width, bands), rule.dtype)
+        numbers = np.empty((last - first, tile.width, bands), np.result_type(*(file.numbers for file in planes)))
+        for band, layer in enumerate(layers(frame)):
+            numbers[:, :, band] = layer[first:last]
         try:
-            for band, layer in enumerate(layers(frame)):
-                values[:, :, band] = decode(layer[first:last], rule)
+            values = decode(numbers, rule)
         except ValueError as error:
             raise TileError(f"Tile {tile.name}: feature {rule.name}: {error}.") from error
         if rule.temporal and quality is not None:

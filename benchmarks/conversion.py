@@ -1,0 +1,406 @@
+"""Tiles to EOPatches: against eo-grow on the same files, and against the floor.
+
+The floor is the fastest decoding of the files' blocks (DEFLATE and predictor undone, nothing else) plus the fastest
+encoding of the finished arrays among those whose files are at most 1.15 times as large as eo-learn's, alone, on all
+cores, from memory to memory. It is taken with the same arrays and the same libraries, whichever is faster.
+
+eo-grow (1.7.15) has an environment of its own, which is made when it is not there; it writes .npy.gz only.
+
+    python benchmarks/conversion.py [--layouts 256PIXEL ...] [--dtypes uint16 float32] [--formats npy.gz zarr]
+        [--tiles 4] [--pixels 1000] [--repeats 3] [--s3] [--no-peer] [--growth] [--large]
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import imagecodecs
+import numpy as np
+import shapely
+from common import machine, ratios, spread
+from delivered import BANDS, INDICES, deliver, numbers, square
+from eolearn.core import EOPatch
+from isal import igzip, isal_zlib
+from numcodecs import Blosc
+from numpy.typing import NDArray
+
+from localhub.seaweed import SeaweedFS
+from tasks.arrayfiles import ArraySource
+from tasks.conversion import FeatureMapping, FeatureRule, PatchOptions, Provenance, TileFiles, convert_tile
+from tasks.conversion.geotiff import HORIZONTAL, Layout, read_layout
+from tasks.storage import Storage, open_filesystem
+from tasks.workers import processors
+
+HERE = Path(__file__).parent
+LAYOUTS = {f"{block}{interleave}": (block, interleave) for block in (256, 1024) for interleave in ("PIXEL", "BAND")}
+PROVENANCE = Provenance("request", "fingerprint", "0" * 64)
+LARGEST_FILES = 1.15
+"""Of eo-learn's."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is converted, and how."""
+
+    root: str
+    """Local folder, or S3 URL, below which tiles/<name> lie."""
+    tiles: int
+    pixels: int
+    dtype: str
+    file_format: str
+    at_once: int = 2
+    endpoint_url: str | None = None
+
+    @property
+    def mapping(self) -> FeatureMapping:
+        """The features that eo-grow can make as well: it knows no offset and no number for no data."""
+        scale = 1e-4 if self.dtype == "float32" else 1.0
+        rules = [("data", "BANDS", BANDS, self.dtype, scale)]
+        rules += [("data", index, (index,), self.dtype, scale) for index in INDICES]
+        rules += [("mask", "QUALITY", ("QUALITY",), "uint8", 1.0)]
+        keys = ("feature_type", "name", "outputs", "dtype", "scale")
+        return FeatureMapping(
+            features=tuple(FeatureRule(**dict(zip(keys, rule, strict=True))) for rule in rules), quality_output=None
+        )
+
+
+def convert(case: Case) -> dict[str, float]:
+    """Convert all tiles in this process, as the flow does: some at a time, on threads."""
+    storage = Storage(endpoint_url=case.endpoint_url)
+    files, root = open_filesystem(case.root, storage)
+    outputs = sorted(case.mapping.outputs)
+
+    def one(number: int) -> int:
+        folder = f"{root}/tiles/t{number}"
+        delivered = TileFiles({name: f"{folder}/{name}.tif" for name in outputs}, f"{folder}/userdata.json")
+        options = PatchOptions(file_format=case.file_format)
+        return convert_tile(
+            square(f"t{number}", case.pixels), delivered, files, files, f"{root}/ours/eopatches/t{number}",
+            mapping=case.mapping, options=options, provenance=PROVENANCE,
+        ).bytes_written  # fmt: skip
+
+    wall, cpu = time.monotonic(), time.process_time()
+    with ThreadPoolExecutor(case.at_once) as threads:
+        size = sum(threads.map(one, range(case.tiles)))
+    took = {"wall": time.monotonic() - wall, "cpu": time.process_time() - cpu}
+    return took | {"peak_mb": _peak_mb(), "bytes": size}
+
+
+def _peak_mb() -> float:
+    """The most memory that this process has had; `getrusage` would count what its parent had, too."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e6
+
+
+def ours(case: Case) -> dict[str, float]:
+    """Convert in a new process, so that its memory is that of this work."""
+    return _json_of([sys.executable, __file__, "--child"], asdict(case), {})
+
+
+def eogrow(case: Case, python: Path) -> dict[str, float]:
+    """Convert by eo-grow, into the same root."""
+    return _json_of([str(python), str(HERE / "eogrow_conversion.py")], _eogrow_config(case), _s3_environment(case))
+
+
+def _eogrow_config(case: Case) -> dict[str, Any]:
+    mapping = [
+        {"batch_files": [f"{output}.tif" for output in rule.outputs], "feature": [rule.feature_type, rule.name]}
+        | ({"multiply_factor": rule.scale, "dtype": rule.dtype} if rule.scale != 1 else {})
+        for rule in case.mapping.features
+    ]
+    structure = {"grids": "grids", "batch": "tiles", "eopatches": "eogrow"}
+    manager = "eogrow.core"
+    return {
+        "pipeline": "eogrow.pipelines.batch_to_eopatch.BatchToEOPatchPipeline",
+        "storage": {
+            "manager": f"{manager}.storage.StorageManager", "project_folder": case.root, "structure": structure,
+        },
+        "area": {
+            "manager": f"{manager}.area.CustomGridAreaManager", "grid_folder_key": "grids",
+            "grid_filename": "grid.gpkg", "name_column": "identifier",
+        },
+        "logging": {"manager": f"{manager}.logging.LoggingManager", "save_logs": False, "show_logs": False},
+        "input_folder_key": "batch", "output_folder_key": "eopatches",
+        "userdata_timestamp_reader": "userdata['timestamps']",
+        "mapping": mapping, "remove_batch_data": False,
+    }  # fmt: skip
+
+
+def _s3_environment(case: Case) -> dict[str, str]:
+    if case.endpoint_url is None:
+        return {}
+    return {
+        "AWS_ENDPOINT_URL": case.endpoint_url,
+        "AWS_S3_ENDPOINT": case.endpoint_url.removeprefix("http://"),
+        "AWS_HTTPS": "NO",
+        "AWS_VIRTUAL_HOSTING": "FALSE",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+
+
+def _json_of(command: Sequence[str], given: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, float]:
+    done = subprocess.run(
+        [command[0], "-W", "ignore", *command[1:]], input=json.dumps(given), env={**os.environ, **environment},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    answer: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+# ---- the floor ----
+
+
+class Floor:
+    """The least that converting a tile can take, on all cores."""
+
+    def __init__(self, tile: Path, patch: Path, file_format: str) -> None:
+        self._files = [(path.read_bytes(), read_layout(str(path), 0)) for path in sorted(tile.glob("*.tif"))]
+        self._arrays = [array for _, array in _arrays(patch)]
+        self._inflate = min((_libdeflate, _isal), key=lambda inflate: self._seconds(lambda: self._decode(inflate)))
+        self._encoders = [_blosc] if file_format == "zarr" else [_fastest_gzip(array) for array in self._arrays]
+
+    def seconds(self) -> dict[str, float]:
+        """Decode all blocks, then encode all arrays."""
+        wall, cpu = time.monotonic(), time.process_time()
+        self._decode(self._inflate)
+        self._encode()
+        return {"wall": time.monotonic() - wall, "cpu": time.process_time() - cpu}
+
+    def _seconds(self, work: Callable[[], object]) -> float:
+        begin = time.process_time()
+        work()
+        return time.process_time() - begin
+
+    def _decode(self, inflate: Callable[[memoryview, NDArray[Any]], None]) -> None:
+        def block(content: bytes, layout: Layout, place: tuple[int, int]) -> None:
+            stored = np.empty((*layout.block, layout.samples), layout.dtype)
+            inflate(memoryview(content)[place[0] : sum(place)], stored.reshape(-1).view(np.uint8))
+            if layout.predictor == HORIZONTAL:
+                imagecodecs.delta_decode(stored, axis=1, out=stored)
+
+        _on_all_cores(block, ((content, layout, place) for content, layout in self._files for place in layout.places))
+
+    def _encode(self) -> None:
+        encoders = self._encoders * (len(self._arrays) // len(self._encoders))
+        for array, encode in zip(self._arrays, encoders, strict=True):
+            source = ArraySource.of(array, temporal=True)
+            parts = source.frames() if encode is _blosc else source.parts()
+            _on_all_cores(lambda *part, read=source.read, encode=encode: encode(read(*part)), parts)
+
+
+def _on_all_cores(work: Callable[..., object], items: Iterator[tuple[Any, ...]] | Sequence[tuple[Any, ...]]) -> None:
+    with ThreadPoolExecutor(processors()) as threads:
+        for future in [threads.submit(work, *item) for item in items]:
+            future.result()
+
+
+def _libdeflate(coded: memoryview, out: NDArray[Any]) -> None:
+    imagecodecs.deflate_decode(coded, out=out)
+
+
+def _isal(coded: memoryview, out: NDArray[Any]) -> None:
+    isal_zlib.decompress(coded, bufsize=out.nbytes)
+
+
+def _blosc(part: NDArray[Any]) -> bytes:
+    return bytes(Blosc().encode(part))
+
+
+def _gzip(level: int) -> Callable[[NDArray[Any]], bytes]:
+    return lambda part: igzip.compress(part.reshape(-1).view(np.uint8), level)
+
+
+def _fastest_gzip(array: NDArray[Any]) -> Callable[[NDArray[Any]], bytes]:
+    """ISA-L's fastest level on a sample whose files are not too large; all other libraries take twice as long."""
+    sample = [np.ascontiguousarray(frame[: len(frame) // 8]) for frame in array[:: max(1, len(array) // 4)]]
+    limit = LARGEST_FILES * sum(len(zlib.compress(part.tobytes(), 1)) for part in sample)
+    fits, best = None, float("inf")
+    for level in (1, 2, 3):
+        encode, begin = _gzip(level), time.process_time()
+        size = sum(len(encode(part)) for part in sample)
+        took = time.process_time() - begin
+        if size <= limit and took < best:
+            fits, best = encode, took
+    assert fits is not None
+    return fits
+
+
+def _arrays(patch: Path) -> list[tuple[str, NDArray[Any]]]:
+    loaded = EOPatch.load(str(patch))
+    return [(f"{kind.value}/{name}", loaded[kind, name]) for kind, name in loaded.get_features() if kind.is_array()]
+
+
+# ---- the measurements ----
+
+
+def put_tiles(root: Path, outputs: Mapping[str, NDArray[Any]], case: Case, layout: str) -> None:
+    """Deliver the same tile under several names, and eo-grow's grid."""
+    tile = square("t0", case.pixels)
+    deliver(root / "tiles" / "t0", outputs, tile, *LAYOUTS[layout])
+    for number in range(1, case.tiles):
+        shutil.copytree(root / "tiles" / "t0", root / "tiles" / f"t{number}", copy_function=os.link)
+    (root / "grids").mkdir()
+    names = [f"t{number}" for number in range(case.tiles)]
+    grid = gpd.GeoDataFrame({"identifier": names}, geometry=[shapely.box(*tile.bounds)] * case.tiles, crs=tile.epsg)
+    grid.to_file(root / "grids" / "grid.gpkg", engine="pyogrio")
+
+
+def compare(case: Case, layout: str, local: Path, options: argparse.Namespace) -> None:
+    """Print a line of the table: median (range) of the turns."""
+    turns: dict[str, list[dict[str, float]]] = {"ours": [], "eo-grow": [], "floor": []}
+    peer = not options.no_peer and case.file_format == "npy.gz"
+    ours(case)  # warms the disk's cache, and gives the floor its arrays
+    floor = None if case.endpoint_url else Floor(local / "tiles" / "t0", local / "ours/eopatches/t0", case.file_format)
+    for _ in range(options.repeats):
+        turns["ours"].append(ours(case))
+        if floor is not None:
+            turns["floor"].append(floor.seconds())
+        if peer:
+            turns["eo-grow"].append(eogrow(case, options.python))
+    if peer and not case.endpoint_url:
+        _assert_equal(local / "ours/eopatches/t0", local / "eogrow/t0")
+    where = "S3" if case.endpoint_url else "disk"
+    print(
+        f"| {layout} | {case.dtype} | {case.file_format} | {where} |",
+        *_columns(case, turns, local),
+        sep=" ",
+        flush=True,
+    )
+
+
+def _columns(case: Case, turns: Mapping[str, list[dict[str, float]]], local: Path) -> Iterator[str]:
+    seconds = {
+        name: {kind: [turn[kind] for turn in found] for kind in ("cpu", "wall")} for name, found in turns.items()
+    }
+    mine = seconds["ours"]
+    yield f"{spread([value / case.tiles for value in mine['cpu']], 2)} |"
+    for kind in ("cpu", "wall"):
+        floor = [value * case.tiles for value in seconds["floor"][kind]]
+        yield f"{spread(ratios(mine[kind], floor), 2) if floor else '-'} |"
+    for kind in ("cpu", "wall"):
+        peer = seconds["eo-grow"][kind]
+        yield f"{spread(ratios(peer, mine[kind]), 2) if peer else '-'} |"
+    yield f"{spread([turn['peak_mb'] for turn in turns['ours']])} |"
+    yield f"{spread([turn['peak_mb'] for turn in turns['eo-grow']]) if turns['eo-grow'] else '-'} |"
+    same = turns["eo-grow"] and not case.endpoint_url
+    yield f"{_bytes(local / 'ours/eopatches/t0') / _bytes(local / 'eogrow/t0'):.2f} |" if same else "- |"
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _assert_equal(mine: Path, theirs: Path) -> None:
+    expected = dict(_arrays(theirs))
+    for name, array in _arrays(mine):
+        assert array.dtype == expected[name].dtype, name
+        assert np.array_equal(array, expected[name]), name
+
+
+@contextmanager
+def on_s3(local: Path, case: Case) -> Iterator[Case]:
+    """The same files on an S3 server."""
+    with tempfile.TemporaryDirectory() as folder, SeaweedFS(Path(folder)) as server:
+        moved = Case(**asdict(case) | {"root": "s3://bench/project", "endpoint_url": server.endpoint_url})
+        os.environ |= {"AWS_ACCESS_KEY_ID": server.access_key, "AWS_SECRET_ACCESS_KEY": server.secret_key}
+        files, root = open_filesystem(moved.root, Storage(endpoint_url=server.endpoint_url))
+        files.mkdir("bench")
+        for part in ("tiles", "grids"):
+            files.put(str(local / part), f"{root}/{part}", recursive=True)
+        yield moved
+
+
+def growth(options: argparse.Namespace) -> None:
+    """Print the cost of a tile of 250 x 250 pixels where there are 10, 100 and 1,000 of them."""
+    outputs = numbers(250, 24)
+    for count in (10, 100, 1000):
+        with tempfile.TemporaryDirectory() as folder:
+            case = Case(folder, count, 250, "float32", "npy.gz")
+            put_tiles(Path(folder), outputs, case, "256PIXEL")
+            found = [ours(case) for _ in range(options.repeats if count < 1000 else 1)]
+            cost = spread([1000 * turn["cpu"] / count for turn in found], 1)
+            print(
+                f"| {count} tiles | {cost} CPU ms a tile | {spread([turn['peak_mb'] for turn in found])} MB |",
+                flush=True,
+            )
+
+
+def large(dates: int = 73, pixels: int = 2004) -> None:
+    """Print time and memory of one tile of 20 km and a year's 73 dates."""
+    small = numbers(pixels, 3)
+    outputs = {name: np.concatenate([values] * (dates // 3) + [values[: dates % 3]]) for name, values in small.items()}
+    for layout in ("256PIXEL", "1024PIXEL"):
+        with tempfile.TemporaryDirectory() as folder:
+            case = Case(folder, 1, pixels, "float32", "npy.gz")
+            put_tiles(Path(folder), outputs, case, layout)
+            took = ours(case)
+            print(
+                f"| {layout} | {took['cpu']:.0f} CPU s | {took['wall']:.0f} s | {took['peak_mb']:.0f} MB |", flush=True
+            )
+
+
+def main() -> None:
+    """Measure what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
+    parser.add_argument("--dtypes", nargs="+", choices=("float32", "uint16"), default=["float32", "uint16"])
+    parser.add_argument("--formats", nargs="+", choices=("npy.gz", "zarr"), default=["npy.gz", "zarr"])
+    parser.add_argument("--tiles", type=int, default=4)
+    parser.add_argument("--pixels", type=int, default=1000)
+    parser.add_argument("--dates", type=int, default=24)
+    parser.add_argument("--repeats", type=int, default=3)
+    for flag in ("--s3", "--no-peer", "--growth", "--large", "--child"):
+        parser.add_argument(flag, action="store_true")
+    options = parser.parse_args()
+    if options.child:
+        print(json.dumps(convert(Case(**json.load(sys.stdin)))))
+        return
+    print(machine())
+    if options.growth:
+        growth(options)
+    elif options.large:
+        large()
+    else:
+        table(options)
+
+
+def table(options: argparse.Namespace) -> None:
+    """Print the table of all combinations."""
+    sys.path.insert(0, str(HERE.parent))
+    from tests.localhub.clients.environment import built_environment  # noqa: PLC0415 - the path is made just before
+
+    options.python = None if options.no_peer else built_environment(HERE.parent / ".venv-eogrow") / "python"
+    outputs = numbers(options.pixels, options.dates)
+    print(
+        "| files | result | format | where | CPU s a tile | CPU / floor | wall / floor | eo-grow CPU / ours "
+        "| eo-grow wall / ours | peak MB | eo-grow's peak MB | size / eo-learn's |"
+    )
+    for layout in options.layouts:
+        with tempfile.TemporaryDirectory() as folder:
+            plain = Case(folder, options.tiles, options.pixels, "", "")
+            put_tiles(Path(folder), outputs, plain, layout)
+            for dtype in options.dtypes:
+                for file_format in options.formats:
+                    case = Case(folder, options.tiles, options.pixels, dtype, file_format)
+                    compare(case, layout, Path(folder), options)
+                    if options.s3:
+                        with on_s3(Path(folder), case) as moved:
+                            compare(moved, layout, Path(folder), options)
+
+
+if __name__ == "__main__":
+    main()
