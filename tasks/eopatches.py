@@ -158,7 +158,7 @@ def new_patch(files: AbstractFileSystem, folder: str, marker: str) -> Iterator[N
     """
     with _staging_folder(files, folder) as staging:
         local = isinstance(files, LocalFileSystem)
-        early = not local and not _exists(files, folder)
+        early = not local and _is_empty(files, folder)
         with _Uploads(files, folder, staging / "patch") as uploads:
             patch = NewPatch(staging, uploads if early else None)
             yield patch
@@ -363,11 +363,13 @@ def _remove_stored(files: AbstractFileSystem, folder: str, features: Iterable[tu
                 _remove(files, path)
 
 
-def _exists(files: AbstractFileSystem, path: str) -> bool:
-    files.invalidate_cache(path)
-    return bool(files.exists(path))
+def _is_empty(files: AbstractFileSystem, folder: str) -> bool:
+    """Whether there is no file in a folder; some stores list the folder itself when its files are gone."""
+    files.invalidate_cache(folder)
+    return all(path == folder for path in files.find(folder))
 
 
 def _remove(files: AbstractFileSystem, path: str) -> None:
-    if _exists(files, path):
+    files.invalidate_cache(path)
+    if files.exists(path):
         files.rm(path, recursive=True)

@@ -240,3 +240,59 @@ def test_a_marker_without_sizes_is_believed(folder: str) -> None:
     write_patch(small_patch(), FILES, folder, "DONE", "npy.gz")
     Path(marker_path(folder, "DONE")).write_bytes(gzip.compress(b'{"value": 1.0}'))
     assert check_marker(FILES, folder, "DONE", {"value": 1.0})
+
+
+# ---- uploads while an EOPatch is being made ----
+
+
+class NoSpaceError(OSError):
+    """What a failing conversion raises."""
+
+
+def _fail_after_first_file(
+    files: AbstractFileSystem, folder: str, condition: Callable[[], bool] = lambda: True
+) -> None:
+    """Begin an EOPatch, wait for the condition, and fail."""
+    with new_patch(files, folder, "DONE") as new:
+        path = new.folder / "data" / "X.npy.gz"
+        path.parent.mkdir()
+        path.write_bytes(b"an array")
+        new.finished(path)
+        _wait_until(condition)
+        raise NoSpaceError
+
+
+def test_files_are_uploaded_while_others_are_made_and_an_error_takes_them_back(
+    s3_files: s3fs.S3FileSystem, bucket: str
+) -> None:
+    folder = f"{bucket}/run/eopatches/eopatch_x"
+    with pytest.raises(NoSpaceError):
+        _fail_after_first_file(s3_files, folder, lambda: s3_files.exists(f"{folder}/data/X.npy.gz"))
+    assert not [path for path in s3_files.find(folder) if path != folder]
+
+    write_patch(small_patch(), s3_files, folder, "DONE", "npy.gz")
+    assert check_marker(s3_files, folder, "DONE", {})
+
+
+def test_an_eopatch_that_is_to_be_replaced_stays_until_all_of_the_new_one_is_made(
+    s3_files: s3fs.S3FileSystem, bucket: str
+) -> None:
+    folder = f"{bucket}/run/eopatches/eopatch_x"
+    write_patch(small_patch(), s3_files, folder, "DONE", "npy.gz")
+    before = s3_files.find(folder, detail=True)
+    with pytest.raises(NoSpaceError):
+        _fail_after_first_file(s3_files, folder)
+    after = s3_files.find(folder, detail=True)
+    assert {path: info["ETag"] for path, info in after.items()} == {path: info["ETag"] for path, info in before.items()}
+
+
+def test_arrays_of_zarr_are_uploaded_early_chunk_for_chunk(s3_files: s3fs.S3FileSystem, bucket: str) -> None:
+    folder = f"{bucket}/run/eopatches/eopatch_x"
+    patch = small_patch()
+    with new_patch(s3_files, folder, "DONE") as new:
+        save_features(patch, new.folder, "zarr")
+        for path in (new.folder / "data").iterdir():
+            new.finished(path)
+            _wait_until(lambda path=path: s3_files.exists(f"{folder}/data/{path.name}/.zarray"))
+        assert not check_marker(s3_files, folder, "DONE", {})
+    assert check_marker(s3_files, folder, "DONE", {})
