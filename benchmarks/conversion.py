@@ -7,7 +7,7 @@ cores, from memory to memory. It is taken with the same arrays and the same libr
 eo-grow (1.7.15) has an environment of its own, which is made when it is not there; it writes .npy.gz only.
 
     python benchmarks/conversion.py [--layouts 256PIXEL ...] [--dtypes uint16 float32] [--formats npy.gz zarr]
-        [--tiles 4] [--pixels 1000] [--repeats 3] [--s3] [--no-peer] [--growth] [--large]
+        [--tiles 4] [--pixels 1000] [--repeats 3] [--data FOLDER] [--s3] [--no-peer] [--growth] [--large]
 """
 
 import argparse
@@ -365,6 +365,7 @@ def main() -> None:
     parser.add_argument("--pixels", type=int, default=1000)
     parser.add_argument("--dates", type=int, default=24)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--data", type=Path, help="keep the delivered tiles there, for the next run")
     for flag in ("--s3", "--no-peer", "--growth", "--large", "--child"):
         parser.add_argument(flag, action="store_true")
     options = parser.parse_args()
@@ -386,22 +387,31 @@ def table(options: argparse.Namespace) -> None:
     from tests.localhub.clients.environment import built_environment  # noqa: PLC0415 - the path is made just before
 
     options.python = None if options.no_peer else built_environment(HERE.parent / ".venv-eogrow") / "python"
-    outputs = numbers(options.pixels, options.dates)
     print(
         "| files | result | format | where | CPU s a tile | CPU / floor | wall / floor | eo-grow CPU / ours "
         "| eo-grow wall / ours | peak MB | eo-grow's peak MB | size / eo-learn's |"
     )
     for layout in options.layouts:
-        with tempfile.TemporaryDirectory() as folder:
-            plain = Case(folder, options.tiles, options.pixels, "", "")
-            put_tiles(Path(folder), outputs, plain, layout)
+        with delivered_tiles(options, layout) as folder:
             for dtype in options.dtypes:
                 for file_format in options.formats:
-                    case = Case(folder, options.tiles, options.pixels, dtype, file_format)
-                    compare(case, layout, Path(folder), options)
+                    case = Case(str(folder), options.tiles, options.pixels, dtype, file_format)
+                    compare(case, layout, folder, options)
                     if options.s3:
-                        with on_s3(Path(folder), case) as moved:
-                            compare(moved, layout, Path(folder), options)
+                        with on_s3(folder, case) as moved:
+                            compare(moved, layout, folder, options)
+
+
+@contextmanager
+def delivered_tiles(options: argparse.Namespace, layout: str) -> Iterator[Path]:
+    """A folder with the tiles: new, or kept from an earlier run."""
+    with tempfile.TemporaryDirectory() as temporary:
+        base = options.data or Path(temporary)
+        folder = base / f"{layout}-{options.tiles}x{options.pixels}x{options.dates}"
+        if not folder.exists():
+            plain = Case(str(folder), options.tiles, options.pixels, "", "")
+            put_tiles(folder, numbers(options.pixels, options.dates), plain, layout)
+        yield folder
 
 
 if __name__ == "__main__":

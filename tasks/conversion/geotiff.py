@@ -10,6 +10,7 @@ Source of the rules: TIFF 6.0, sections 14 (predictor 2) and 15 (tiles), and Ado
 """
 
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -29,6 +30,10 @@ NO_PREDICTOR, HORIZONTAL, FLOATING_POINT = 1, 2, 3
 """Values of the tag Predictor."""
 JOB_BYTES = 2**22
 """How much a job decodes at least, where blocks are small."""
+
+LARGEST_ROOM = 2**23
+"""Bytes; of larger blocks there are few."""
+_rooms = threading.local()
 
 
 class DamagedBlock(Exception):
@@ -165,8 +170,8 @@ def decode_with_gdal(raster: DatasetReader, numbers: NDArray[Any]) -> None:
 def _inflated(content: Content, layout: Layout, start: int, size: int, rows: int) -> NDArray[Any]:
     """Give the numbers of a block as they are stored, (row, column, band)."""
     coded = content.read_at(start, size)
-    stored_rows = layout.block[0] if layout.padded else rows
-    stored = np.empty((stored_rows, layout.block[1], layout.samples), layout.dtype)
+    shape = (layout.block[0] if layout.padded else rows, layout.block[1], layout.samples)
+    stored = _room(int(np.prod(shape)) * layout.dtype.itemsize).view(layout.dtype).reshape(shape)
     try:
         found = imagecodecs.deflate_decode(coded, out=stored.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
     except imagecodecs.DeflateError as error:
@@ -176,14 +181,28 @@ def _inflated(content: Content, layout: Layout, start: int, size: int, rows: int
     return stored
 
 
+def _room(size: int) -> NDArray[np.uint8]:
+    """Give room for a block, the same for each block of a thread: new memory costs a tenth of what inflating does."""
+    if size > LARGEST_ROOM:
+        return np.empty(size, np.uint8)
+    if not hasattr(_rooms, "room"):
+        _rooms.room = np.empty(LARGEST_ROOM, np.uint8)
+    room: NDArray[np.uint8] = _rooms.room[:size]
+    return room
+
+
 def _place(stored: NDArray[Any], layout: Layout, target: NDArray[Any]) -> None:
     """Undo the predictor and put a block's numbers where they belong, (band, row, column)."""
+    _, rows, columns = target.shape
     if layout.predictor == FLOATING_POINT:
         stored = imagecodecs.floatpred_decode(stored, axis=-2)
-    _, rows, columns = target.shape
+    if layout.predictor == HORIZONTAL:
+        differences = stored.view(f"u{stored.itemsize}")
+        if layout.samples == 1:
+            differences = differences[:, :, 0]  # an axis less: three times as fast
+        imagecodecs.delta_decode(differences, axis=1, out=differences)
+    if layout.samples == 1:
+        target[0] = stored[:rows, :columns, 0]
+        return
     for row in range(rows):  # row by row: both sides of the turn stay in the processor's cache
         target[:, row] = stored[row, :columns].T
-    if layout.predictor == HORIZONTAL:
-        differences = target.view(f"u{target.itemsize}")
-        for band in differences:
-            imagecodecs.delta_decode(band, axis=-1, out=band)
