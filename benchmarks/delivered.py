@@ -116,7 +116,17 @@ def write_cog(path: Path, values: NDArray[Any], tile: Tile, block: int, interlea
         with rasterio.open(plain, "r+") as raster:
             raster.build_overviews([2, 4], Resampling.nearest)
     options = {"BLOCKXSIZE": block, "BLOCKYSIZE": block, "INTERLEAVE": interleave, "NUM_THREADS": "ALL_CPUS"}
-    copy(plain, path, driver="GTiff", TILED="YES", COMPRESS="DEFLATE", PREDICTOR=2, COPY_SRC_OVERVIEWS="YES", **options)
+    with rasterio.Env(GDAL_CACHEMAX=2048):  # MB; with less, blocks of all bands are read again and again
+        copy(
+            plain,
+            path,
+            driver="GTiff",
+            TILED="YES",
+            COMPRESS="DEFLATE",
+            PREDICTOR=2,
+            COPY_SRC_OVERVIEWS="YES",
+            **options,
+        )
     plain.unlink()
 
 
