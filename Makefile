@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run serve test check bench lock clean
+.PHONY: run serve test test-e2e check bench lock clean
 
 run: $(READY)  ## the main job on this machine, without an account: results in demo/
 	$(BIN)/eopatch-flow demo
@@ -15,6 +15,10 @@ serve: $(READY)  ## localhub and an S3 server, for runs from Prefect's UI or fro
 
 test: $(READY)  ## all tests
 	$(BIN)/pytest
+
+test-e2e: $(READY)  ## through Prefect's UI in Chromium, which is installed by apt if it is absent; pictures in test-output/
+	command -v chromium >/dev/null || { apt-get update -q && apt-get install -y -q chromium; }
+	$(BIN)/pytest -m e2e tests/flows/e2e
 
 check: $(READY)  ## format, lint, types
 	$(BIN)/ruff format --check .
