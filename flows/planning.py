@@ -34,7 +34,7 @@ from tasks.pricing import (
     usual_samples,
 )
 from tasks.report import Plan, TilePlan, is_missing, plan_json, publish_plan, write_plan
-from tasks.service import Job, connect, connect_catalog
+from tasks.service import Job, connect, connect_catalog, patiently
 from tasks.storage import write_file
 
 PATIENCE_SECONDS = 60.0
@@ -68,7 +68,7 @@ def make_plan(order: Order, records: Sequence[TileRecord], patience_seconds: flo
     Args:
         order: what was asked for.
         records: what exists already, one a planned tile.
-        patience_seconds: how long to go on asking a Catalog that does not answer.
+        patience_seconds: how long to go on asking when there is no answer.
     """
     plan = Plan(
         title=order.title,
@@ -80,7 +80,7 @@ def make_plan(order: Order, records: Sequence[TileRecord], patience_seconds: flo
     )
     if not is_missing(records):
         return plan
-    request, paid_pu = _request(order)
+    request, paid_pu = _request(order, patience_seconds)
     return replace(_expected(order, plan, records, patience_seconds), request=request, paid_pu=paid_pu)
 
 
@@ -236,11 +236,12 @@ def _item_bytes(kind: str) -> int:
 # ---- the request ----
 
 
-def _request(order: Order) -> tuple[str, float | None]:
+def _request(order: Order, patience_seconds: float) -> tuple[str, float | None]:
     """What is known of a request for this work, and what has been paid for it; see :attr:`Plan.paid_pu`."""
     service, storage = order.parameters.service, order.parameters.storage
     try:
-        jobs = jobs_of(connect(service), order.work)
+        client = connect(service)
+        jobs = patiently(lambda: jobs_of(client, order.work), patience_seconds)
         job = best_job(jobs, order.work, storage)
     except EopatchFlowError as error:
         return f"Whether a request for this exists is not known: {error}", 0.0

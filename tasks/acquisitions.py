@@ -5,11 +5,10 @@ Asking is apart from counting: one search gives a table, and all tiles are count
 Rules: Sentinel Hub, "Catalog API" (search, paging, filter, fields) and "Processing Units" (data samples).
 """
 
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import shapely
@@ -20,23 +19,20 @@ from shapely.affinity import translate
 from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
 
-from tasks.errors import ServiceError, Unavailable
+from tasks.errors import ServiceError
 from tasks.grid import Tile, lonlat_shape
-from tasks.service import call
+from tasks.service import PATIENCE_SECONDS, call, patiently
 
 PAGE_ITEMS = 100
 """Items of a page, the most that the service gives."""
 MAX_VERTICES = 1_000
 """An area of more points is not sent as it is; the service publishes no limit, and a body has one."""
-PAUSE_SECONDS = 2.0
-"""Before a page is asked for again; doubled from time to time."""
 
 _FIELDS = {
     "include": ["id", "geometry", "properties.datetime", "properties.eo:cloud_cover"],
     "exclude": ["type", "bbox", "links", "assets"],
 }
 _WORLD = shapely.box(-180, -90, 180, 90)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,7 +90,7 @@ def find_acquisitions(
     area: Polygon | MultiPolygon,
     *,
     max_cloud_coverage: float = 100.0,
-    patience_seconds: float = 60.0,
+    patience_seconds: float = PATIENCE_SECONDS,
 ) -> Acquisitions:
     """Ask the Catalog for all scenes, page by page. On the service a page costs about 0.01 PU.
 
@@ -119,7 +115,7 @@ def find_acquisitions(
         fields=_FIELDS,
         limit=PAGE_ITEMS,
     )
-    items = iter(lambda: _patiently(lambda: call(next, found, None), patience_seconds), None)
+    items = iter(lambda: patiently(lambda: call(next, found, None), patience_seconds), None)
     return Acquisitions.of_items(items)
 
 
@@ -181,16 +177,3 @@ def _row(item: dict[str, Any]) -> tuple[str, datetime, float, BaseGeometry]:
         raise ServiceError(
             f"The Catalog gave an item that cannot be understood: {error!r}. It starts {str(item)[:80]}."
         ) from error
-
-
-def _patiently(ask: Callable[[], T], patience_seconds: float) -> T:
-    """Ask, and ask again while there is trouble that may pass."""
-    deadline, pause = time.monotonic() + patience_seconds, PAUSE_SECONDS
-    while True:
-        try:
-            return ask()
-        except Unavailable:
-            if time.monotonic() + pause > deadline:
-                raise
-        time.sleep(pause)
-        pause *= 2

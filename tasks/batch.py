@@ -23,7 +23,7 @@ from shapely.geometry.base import BaseGeometry
 from tasks.errors import AccessDenied, BudgetExceeded, InvalidInput, JobFailed, NotYet, ServiceError, Unavailable
 from tasks.evalscript import USERDATA, Script
 from tasks.form import FormModel
-from tasks.service import RETRY_AFTER_SECONDS, Job, Service, call, connect, get_job, job_of
+from tasks.service import RETRY_AFTER_SECONDS, Job, Service, call, connect, get_job, job_of, patiently
 from tasks.storage import Storage, open_filesystem, s3_keys, service_files, session_token
 
 CRS84 = "http://www.opengis.net/def/crs/OGC/1.3/CRS84"
@@ -271,7 +271,7 @@ def find_or_create_job(
         JobFailed: see :func:`check_not_paid`.
         ServiceError: see :func:`create_job`.
     """
-    jobs = jobs_of(client, work)
+    jobs = patiently(lambda: jobs_of(client, work))
     job = best_job(jobs, work, storage)
     if job is None:
         check_not_paid(jobs, limits)
@@ -300,13 +300,15 @@ def analyse_job(client: BatchProcessClient, job: Job) -> Job:
 def check_access(service: Service) -> None:
     """Ask the service for the newest of the account's batch requests, which is free of charge.
 
+    A service that has trouble is asked again, one that is not there is told of at once.
+
     Raises:
         InvalidInput: there are no credentials, or the address cannot be used.
         AccessDenied: the credentials are wrong, or do not allow Batch.
         Unavailable: the service does not answer.
     """
     client = connect(service)
-    call(lambda: next(iter(client.iter_requests(sort="created:desc")), None))
+    patiently(lambda: call(lambda: next(iter(client.iter_requests(sort="created:desc")), None)), if_answered=True)
 
 
 def check_delivery(storage: Storage) -> None:

@@ -47,11 +47,13 @@ class Unavailable(ServiceError):
     Args:
         text: what came.
         retry_after_seconds: how long the service asks to be left alone; 0 where it says nothing.
+        answered: whether the service is there, and told of its trouble itself.
     """
 
-    def __init__(self, text: str, retry_after_seconds: float = 0.0) -> None:
+    def __init__(self, text: str, retry_after_seconds: float = 0.0, *, answered: bool = False) -> None:
         super().__init__(text)
         self.retry_after_seconds = retry_after_seconds
+        self.answered = answered
 
 
 class NotYet(Unavailable):

@@ -21,7 +21,7 @@ from sentinelhub import BatchProcessClient
 from tasks.batch import Work, create_job, described_jobs, upload_geopackage
 from tasks.grid import Tile
 from tasks.ledger import fingerprint
-from tasks.service import Job, Service, connect
+from tasks.service import Job, Service, connect, patiently
 from tasks.storage import Storage
 
 
@@ -104,7 +104,8 @@ def _write_table(path: Path, epsg: int, tiles: Sequence[Tile]) -> None:
 @task(task_run_name="find repairs", cache_policy=NO_CACHE)
 def repairs(service: Service, job: Job) -> list[Job]:
     """See :func:`find_repairs`."""
-    return find_repairs(connect(service), job.id)
+    client = connect(service)
+    return patiently(lambda: find_repairs(client, job.id))
 
 
 @task(task_run_name="order a repair", cache_policy=NO_CACHE)

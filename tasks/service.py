@@ -7,6 +7,7 @@ again.
 
 import math
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -57,6 +58,10 @@ TIMEOUT_SECONDS = 60.0
 
 RETRY_AFTER_SECONDS = 600.0
 """The longest time that the service's word on when to ask again is followed."""
+PATIENCE_SECONDS = 60.0
+"""How long a question is asked again while there is trouble that may pass."""
+PAUSE_SECONDS = 1.0
+"""Before a question is asked again; doubled from time to time."""
 
 T = TypeVar("T")
 
@@ -238,6 +243,29 @@ def call(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         return _call_once(function, *args, **kwargs)
 
 
+def patiently(ask: Callable[[], T], patience_seconds: float = PATIENCE_SECONDS, *, if_answered: bool = False) -> T:
+    """Ask what changes nothing, and ask again while there is trouble that may pass (429, 5xx, no answer).
+
+    Args:
+        ask: the question.
+        patience_seconds: how long to go on.
+        if_answered: whether to go on only while the service answers at all; for a person who waits.
+
+    Raises:
+        Unavailable: no answer in that time.
+    """
+    deadline, pause = time.monotonic() + patience_seconds, PAUSE_SECONDS
+    while True:
+        try:
+            return ask()
+        except Unavailable as error:
+            wait = max(pause, error.retry_after_seconds)
+            if time.monotonic() + wait > deadline or (if_answered and not error.answered):
+                raise
+        time.sleep(wait)
+        pause *= 2
+
+
 def get_job(client: BatchProcessClient, request_id: str) -> Job:
     """Ask once how far the request is."""
     return job_of(call(client.get_request, request_id))
@@ -296,9 +324,10 @@ def _translated(cause: requests.RequestException | None, text: str) -> Exception
             f"Sentinel Hub denied access ({status}): {said}. Check the credentials and their rights."
         )
     if status in (requests.codes.not_found, requests.codes.too_many_requests):
-        return NotYet(f"Sentinel Hub answered {status}: {said}", retry_after_seconds(response.headers))
+        return NotYet(f"Sentinel Hub answered {status}: {said}", retry_after_seconds(response.headers), answered=True)
     if status >= requests.codes.server_error:
-        return Unavailable(f"Sentinel Hub answered {status}: {said}", retry_after_seconds(response.headers))
+        text = f"Sentinel Hub answered {status}: {said}"
+        return Unavailable(text, retry_after_seconds(response.headers), answered=True)
     return ServiceError(f"Sentinel Hub answered {status}: {said}")
 
 
@@ -330,7 +359,9 @@ def _without_token(error: OAuth2Error) -> Exception:
     said = error.description or error.error
     if isinstance(error, InvalidClientError | UnauthorizedClientError | InvalidGrantError | AccessDeniedError):
         return AccessDenied(f"Sentinel Hub refused the OAuth client: {said}. Check client id and secret.")
-    return Unavailable(f"Sentinel Hub gave no token: {said}. Check service.token_url, or ask again later.")
+    return Unavailable(
+        f"Sentinel Hub gave no token: {said}. Check service.token_url, or ask again later.", answered=True
+    )
 
 
 def _message(response: requests.Response) -> str:

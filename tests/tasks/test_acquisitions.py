@@ -19,6 +19,7 @@ from localhub.engine.scenes import SceneInfo, group_scenes
 from localhub.seaweed import SeaweedFS
 from localhub.server import LocalHub
 from tasks import acquisitions as module
+from tasks import service as tasks_service
 from tasks.acquisitions import Acquisitions, find_acquisitions, samples_of, scenes_of, search_area
 from tasks.errors import InvalidInput, ServiceError, Unavailable
 from tasks.grid import Tile, lonlat_shape, tiles_of_grid
@@ -79,7 +80,7 @@ def test_trouble_that_passes_is_waited_out_and_no_scene_is_lost(
     orbits_hub: LocalHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "PAGE_ITEMS", 5)
-    monkeypatch.setattr(module, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(tasks_service, "PAUSE_SECONDS", 0.01)
     troubles = (
         Fault("POST", "/search", 502),
         Fault("POST", "/search", 429),

@@ -2,7 +2,7 @@
 
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
@@ -22,6 +22,7 @@ from tasks.service import (
     call,
     connect,
     get_job,
+    patiently,
     retry_after_seconds,
     token_url,
 )
@@ -51,6 +52,56 @@ def error_body(message: str, **more: Any) -> dict[str, Any]:
 
 
 # ---- when to ask again ----
+
+
+def asking(*answers: object) -> tuple[Callable[[], object], list[object]]:
+    """A question that gets these answers, one after the other, errors raised; and the answers that are left."""
+    left = list(answers)
+
+    def ask() -> object:
+        answer = left.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    return ask, left
+
+
+def test_a_question_is_asked_again_while_there_is_trouble_that_may_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PAUSE_SECONDS", 0.01)
+    ask, left = asking(Unavailable("silence"), Unavailable("502", answered=True), NotYet("429", 0.05), "well", "more")
+    began = time.monotonic()
+    assert patiently(ask) == "well"
+    assert time.monotonic() - began >= 0.05  # the service's own word on when to ask again
+    assert left == ["more"]
+
+
+@pytest.mark.parametrize("error", [AccessDenied("no"), InvalidInput("no"), ServiceError("no")])
+def test_what_the_service_refuses_is_not_asked_again(error: Exception) -> None:
+    ask, left = asking(error, "more")
+    with pytest.raises(type(error)):
+        patiently(ask)
+    assert left == ["more"]
+
+
+def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PAUSE_SECONDS", 0.01)
+    ask, left = asking(*(Unavailable(str(number)) for number in range(99)))
+    with pytest.raises(Unavailable):
+        patiently(ask, patience_seconds=0.05)
+    assert len(left) > 90
+    ask, left = asking(Unavailable("wait", 60, answered=True), "more")
+    with pytest.raises(Unavailable, match="wait"):
+        patiently(ask, patience_seconds=5)
+    assert left == ["more"]
+
+
+def test_who_waits_is_told_at_once_of_a_service_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PAUSE_SECONDS", 0.01)
+    ask, left = asking(Unavailable("503", answered=True), Unavailable("silence"), "more")
+    with pytest.raises(Unavailable, match="silence"):
+        patiently(ask, if_answered=True)
+    assert left == ["more"]
 
 
 @pytest.mark.parametrize(
