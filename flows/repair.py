@@ -7,13 +7,13 @@ from flows.follow import Pipeline, follow
 from flows.order import Order
 from flows.ownership import Ownership
 from flows.progress import tell
-from tasks.batch import ATTACHABLE, analyse
+from tasks.batch import ATTACHABLE, analyse, settled_job
 from tasks.errors import BudgetExceeded, JobFailed, ServiceError, Unavailable
 from tasks.grid import Tile
 from tasks.pricing import Range, request_price
 from tasks.repair import order_repair, repair_work, repairs, tiles_geopackage, with_outlines
 from tasks.report import Plan
-from tasks.service import Job
+from tasks.service import Job, connect
 from tasks.tiles import Manifest, read_manifest
 
 REPAIR = "Repair"
@@ -27,7 +27,10 @@ def repair(pipeline: Pipeline, plan: Plan, job: Job, ownership: Ownership) -> No
     """
     order, limits = pipeline.order, pipeline.order.parameters.limits
     pipeline.work_until_empty()
-    if job.status != "DONE" or not pipeline.damaged:
+    if not pipeline.damaged:
+        return
+    job = _settled(order, job)  # its last tile may have been seen before its end
+    if job.status != "DONE":
         return
     earlier = repairs(order.parameters.service, job)
     bill = Bill(order, plan, job, earlier)
@@ -121,12 +124,18 @@ def _take_up(pipeline: Pipeline, bill: Bill, job: Job, ownership: Ownership) -> 
     with ownership.guarded(job):
         job = follow(pipeline, ownership.start(job), manifest, ownership.check, bill.paid_pu(but=job.id))
         pipeline.work_until_empty()
+    job = _settled(pipeline.order, job)
     bill.note(job)
     pipeline.repairs.append(job)
     left = len(names & pipeline.damaged)
     tell(
         REPAIR, note=f"Request {job.id} {job.status}, {job.cost_pu:,.0f} PU: {len(names) - left} of {len(names)} tiles"
     )
+
+
+def _settled(order: Order, job: Job) -> Job:
+    """The request at its end, when all of its costs are counted."""
+    return settled_job(connect(order.parameters.service), job)
 
 
 def _analysed(order: Order, job: Job) -> tuple[Job, Manifest] | None:

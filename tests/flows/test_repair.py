@@ -89,6 +89,18 @@ def test_a_repair_delivers_what_the_request_should_have_bit_for_bit(
         assert tuple(load(parameters, tile).bbox) == tuple(load(sound, tile).bbox)
 
 
+def test_a_request_that_had_not_ended_when_its_last_tile_was_seen_is_repaired_too(
+    parameters: LandCover, small_hub: LocalHub
+) -> None:
+    """Each answer tells what was true 3 s before: the execution database, which is read after it, is further on."""
+    old_news = {"operation": "get", "executed": True, "seconds": 3, "times": None}
+    with faults(small_hub, tiles=FATAL, api=[old_news], tile_seconds=1):
+        message = failed(parameters)
+    assert "repaired by request" in message
+    assert message.count("(100.0 PU)") == 2
+    assert len(requests_of(parameters)) == 2
+
+
 def test_a_tile_that_fails_again_has_both_reasons_and_is_not_ordered_a_third_time(
     parameters: LandCover, small_hub: LocalHub
 ) -> None:
