@@ -29,7 +29,7 @@ from tasks.ledger import TileRecord, TileState
 from tasks.quality import LabelQuality
 from tasks.reference import LabelRecord, PreparedReference, rasterise_chunk, rasterise_reference
 from tasks.service import Job
-from tasks.tiles import Manifest, Snapshot, TileStatus, is_current, merged, poll, poll_seconds
+from tasks.tiles import Manifest, Snapshot, TileStatus, is_current, left_seconds, merged, poll, poll_seconds
 
 PROCESSING, CONVERSION, LABELLING = "Process", "Convert", "Label"
 """Names of the stages that a person watches."""
@@ -376,9 +376,11 @@ class Watch:
         open_tiles = self._pipeline.pending
         self._tell(len(open_tiles), snapshot.problem, now)
         self._failures = self._failures + 1 if snapshot.problem else 0
+        elapsed = now - self._begin
         pause = poll_seconds(
-            now - self._begin,
+            elapsed,
             order.parameters.run.poll_seconds,
+            left_seconds=left_seconds(elapsed, self._tiles, len(self._names)),
             failures=self._failures,
             retry_after=snapshot.retry_after_seconds,
             jitter=self._jitter.random(),

@@ -91,19 +91,32 @@ class Snapshot:
 
 
 def poll_seconds(
-    elapsed_seconds: float, longest: float, *, failures: int = 0, retry_after: float = 0.0, jitter: float = 0.0
+    elapsed_seconds: float,
+    longest: float,
+    *,
+    left_seconds: float = math.inf,
+    failures: int = 0,
+    retry_after: float = 0.0,
+    jitter: float = 0.0,
 ) -> float:
     """When to ask again: after a tenth of the time waited so far, at least 2 s and at most ``longest``.
 
     Args:
         elapsed_seconds: time waited so far.
         longest: bound of the pause, seconds.
+        left_seconds: when the last tile is expected, so that the end is not seen late.
         failures: questions in a row without an answer; each doubles the pause.
         retry_after: seconds before which the service does not want to be asked, whatever the bound.
         jitter: 0 to 1; shortens the pause by up to a fifth, so that runs that began together drift apart.
     """
-    pause = min(max(2.0, elapsed_seconds / 10) * 2.0 ** min(failures, 10), longest)
+    pause = min(max(2.0, min(elapsed_seconds / 10, left_seconds)) * 2.0 ** min(failures, 10), longest)
     return max(pause * (1 - jitter / 5), retry_after)
+
+
+def left_seconds(elapsed_seconds: float, tiles: Mapping[str, TileStatus], total: int) -> float:
+    """Time until the last of ``total`` tiles at the pace of those that have ended; infinite while none has."""
+    ended = sum(status.rank > 0 for status in tiles.values())
+    return elapsed_seconds * (total - ended) / ended if ended else math.inf
 
 
 def merged(known: Mapping[str, TileStatus], copy: Mapping[str, TileStatus]) -> dict[str, TileStatus]:

@@ -1,5 +1,6 @@
 """Tile states: read from wherever the service keeps them, believed only when they are whole."""
 
+import math
 import socket
 import sqlite3
 import time
@@ -19,7 +20,16 @@ from tasks.evalscript import USERDATA, Script
 from tasks.grid import Tile, tiles_of_geopackage, tiles_of_grid
 from tasks.service import Job, Service, connect, get_job
 from tasks.storage import Storage, service_files
-from tasks.tiles import TileStatus, is_current, merged, poll_seconds, read_manifest, read_statuses, take_snapshot
+from tasks.tiles import (
+    TileStatus,
+    is_current,
+    left_seconds,
+    merged,
+    poll_seconds,
+    read_manifest,
+    read_statuses,
+    take_snapshot,
+)
 from tests.tasks.conftest import SUMMER
 from tests.tasks.faulty_server import Fault, FaultyServer
 
@@ -271,6 +281,13 @@ def test_pauses_double_while_nobody_answers_and_follow_the_services_word() -> No
     assert poll_seconds(0, 60, retry_after=30) == 30
     assert poll_seconds(600, 60, retry_after=30) == 60
     assert poll_seconds(0, 10, retry_after=500) == 500
+
+
+def test_the_end_of_a_job_is_not_seen_late() -> None:
+    assert left_seconds(90, STATUSES, total=4) == 30
+    assert left_seconds(90, {}, total=4) == math.inf
+    assert [poll_seconds(100, 60, left_seconds=left) for left in (0, 4, 30, math.inf)] == [2, 4, 10, 10]
+    assert poll_seconds(100, 60, left_seconds=4, failures=2) == 16
 
 
 def test_runs_that_began_together_drift_apart() -> None:
