@@ -1,23 +1,33 @@
 """Prefect's server, before a run that a person waits for."""
 
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+import atexit
+import os
+import subprocess
+import sys
 
 from httpx import HTTPError
 from prefect.client.orchestration import get_client
+from prefect.context import refresh_global_settings_context
+from prefect.settings import PREFECT_API_URL
 
 from tasks.errors import Unavailable
 
+STOP_SECONDS = 10.0
+"""How long the temporary server may take to end; about 1 s as a rule."""
+
 
 def wake_prefect() -> None:
-    """Start Prefect's temporary server, or see that the one of PREFECT_API_URL answers.
+    """Start a temporary server of Prefect, or see that the one of PREFECT_API_URL answers.
+
+    Prefect would start one itself, but that one dies of the signals that end a run, and outlives a run that is killed.
 
     Raises:
-        Unavailable: it does not.
+        Unavailable: it does not answer.
     """
+    if not PREFECT_API_URL.value():
+        _start()
     try:
-        with _beyond_ctrl_c(), get_client(sync_client=True) as client:
+        with get_client(sync_client=True) as client:
             client.hello()
     except (HTTPError, RuntimeError) as error:
         raise Unavailable(
@@ -26,14 +36,24 @@ def wake_prefect() -> None:
         ) from error
 
 
-@contextmanager
-def _beyond_ctrl_c() -> Iterator[None]:
-    """Keep Ctrl-C, which a terminal sends to all processes, from a server that is started within the block.
+def _start() -> None:
+    """Start :mod:`flows.temporary_server`, and let the whole process use it to its end."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows.temporary_server"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    atexit.register(_stop, process)  # before Prefect's own: they run first, and send what is left of log and events
+    os.environ["PREFECT_API_URL"] = f"{process.stdout.readline().strip() if process.stdout else ''}/api"
+    refresh_global_settings_context()
 
-    A run that is interrupted needs its server to the end. A child inherits which signals are blocked (sigprocmask(2)).
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    if process.stdin is not None:
+        process.stdin.close()
     try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

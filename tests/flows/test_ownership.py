@@ -100,6 +100,42 @@ def test_a_request_that_is_to_be_left_goes_on_after_ctrl_c(slow: LandCover, slow
     assert wait_for(client_of(slow_hub), only_request(slow, slow_hub)).status is BatchRequestStatus.DONE
 
 
+def test_a_run_whose_whole_process_group_is_told_to_end_stops_its_request_and_leaves_no_process(
+    slow: LandCover, slow_hub: LocalHub, tmp_path: Path
+) -> None:
+    """Its temporary server gets SIGTERM too, and has to live until the run has told it of its end."""
+    home = {"PREFECT_API_URL": "", "PREFECT_HOME": str(tmp_path / "prefect")}
+    (tmp_path / "prefect").mkdir()
+    with faults(slow_hub, tile_seconds=4), running(slow, tmp_path, **home) as process:
+        await_converted(slow)
+        os.killpg(process.pid, signal.SIGTERM)
+        _, told = process.communicate(timeout=60)
+        request = only_request(slow, slow_hub)
+        assert was_stopped(wait_for(client_of(slow_hub), request))
+        assert process.returncode == 130, told
+        assert f"Request {request.request_id} was stopped" in told
+        assert lease_of(slow).released
+        eventually(lambda: not exists(process.pid), seconds=30)
+
+
+def test_the_temporary_server_of_a_run_that_is_killed_ends(slow: LandCover, tmp_path: Path) -> None:
+    (tmp_path / "prefect").mkdir()
+    with running(slow, tmp_path, PREFECT_API_URL="", PREFECT_HOME=str(tmp_path / "prefect")) as process:
+        eventually(lambda: lease_path(slow).exists())
+        process.kill()
+        process.wait()
+        eventually(lambda: not exists(process.pid), seconds=30)
+
+
+def exists(group: int) -> bool:
+    """Whether there is a process left in a process group."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def test_a_second_run_waits_for_the_first_or_says_who_has_the_work(
     slow: LandCover, slow_hub: LocalHub, tmp_path: Path
 ) -> None:
