@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
+import requests
 import s3fs
 from sentinelhub import BatchProcessClient, BatchProcessRequest
 
@@ -44,14 +45,24 @@ def faults(hub: LocalHub, **fields: Any) -> Iterator[None]:
 
 def set_faults(hub: LocalHub, wanted: Faults) -> None:
     """Let these faults hold, by the admin route."""
-    answer = session_of(hub).put(f"{hub.base_url}/admin/faults", json=wanted.model_dump(mode="json"), timeout=10)
-    answer.raise_for_status()
+    url, content = f"{hub.base_url}/admin/faults", wanted.model_dump(mode="json")
+    requests.put(url, json=content, auth=operator(hub), timeout=10).raise_for_status()
+
+
+def expire_tokens(hub: LocalHub) -> None:
+    """Make all tokens that were given so far invalid, by the admin route."""
+    requests.post(f"{hub.base_url}/admin/tokens/expire", auth=operator(hub), timeout=10).raise_for_status()
+
+
+def operator(hub: LocalHub) -> tuple[str, str]:
+    """Client id and secret, for HTTP Basic: the admin routes take them also while no tokens are given."""
+    return hub.settings.client_id, hub.settings.client_secret.get_secret_value()
 
 
 def set_balance(hub: LocalHub, balance_pu: float | None) -> None:
     """Let the account of the hub's client have so many processing units, by the admin route."""
     url = f"{hub.base_url}/admin/accounts/{hub.settings.client_id}"
-    session_of(hub).put(url, json={"balance_pu": balance_pu}, timeout=10).raise_for_status()
+    requests.put(url, json={"balance_pu": balance_pu}, auth=operator(hub), timeout=10).raise_for_status()
 
 
 def balance(hub: LocalHub) -> float:
