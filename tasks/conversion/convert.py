@@ -10,7 +10,6 @@ from typing import Any, Literal
 from eolearn.core.constants import FeatureType
 from eolearn.core.eodata import EOPatch
 from fsspec import AbstractFileSystem
-from numpy.typing import NDArray
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from pydantic import ConfigDict, Field
@@ -20,6 +19,7 @@ from tasks.arrayfiles import FileFormat, array_path, save_array
 from tasks.conversion.delivery import Dates, Delivery, TileFiles, read_dates, read_samples
 from tasks.conversion.features import Feature, empty_features, features, read_quality
 from tasks.conversion.mapping import FeatureMapping
+from tasks.conversion.planes import Planes
 from tasks.conversion.verification import PatchContent, StoredArray, delete_raw, difference
 from tasks.eopatches import (
     RETRIES,
@@ -227,11 +227,11 @@ def _delete_raw(delivery: Delivery, content: PatchContent, target: AbstractFileS
     return delete_raw(delivery.delivered, delivery.source)
 
 
-def _has_data(delivered: TileFiles, mapping: FeatureMapping, dates: Dates, quality: NDArray[Any] | None) -> bool:
+def _has_data(delivered: TileFiles, mapping: FeatureMapping, dates: Dates, quality: Planes | None) -> bool:
     """Whether there is a single value in the tile."""
     if not delivered.outputs or (mapping.temporal and not dates.order):
         return False
-    return quality is None or bool(quality.any())
+    return quality is None or bool(quality.numbers.any())
 
 
 def _empty(tile: Tile, mapping: FeatureMapping, dates: Dates) -> Iterator[Feature]:

@@ -83,16 +83,19 @@ def _check_range(values: NDArray[Any], dtype: np.dtype[Any]) -> None:
         raise ValueError(f"values from {low} to {high} do not fit {dtype}; change the rule's scale, offset or dtype")
 
 
-def read_quality(delivery: Delivery, mapping: FeatureMapping, dates: Dates) -> NDArray[Any] | None:
+def read_quality(delivery: Delivery, mapping: FeatureMapping, dates: Dates) -> Planes | None:
     """The quality output as delivered, its dates in the files' order; None without one, or without dates."""
     if mapping.quality_output is None or not dates.order:
         return None
-    return delivery.planes(mapping.quality_output, len(dates.order)).numbers
+    return delivery.planes(mapping.quality_output, len(dates.order), together=_most_outputs(mapping))
 
 
-def features(
-    delivery: Delivery, mapping: FeatureMapping, dates: Dates, quality: NDArray[Any] | None
-) -> Iterator[Feature]:
+def _most_outputs(mapping: FeatureMapping) -> int:
+    """Outputs of the largest feature; it decides for all files of the tile whether they go to memory or to scratch."""
+    return max(len(rule.outputs) for rule in mapping.features)
+
+
+def features(delivery: Delivery, mapping: FeatureMapping, dates: Dates, quality: Planes | None) -> Iterator[Feature]:
     """Give every feature of a tile with data; the files of the next one are decoded meanwhile.
 
     Raises:
@@ -122,15 +125,15 @@ def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any], *, temporal: bool) -> A
 
 @contextmanager
 def _loading(
-    delivery: Delivery, mapping: FeatureMapping, dates: Dates, quality: NDArray[Any] | None
+    delivery: Delivery, mapping: FeatureMapping, dates: Dates, quality: Planes | None
 ) -> Iterator[Iterator[list[Planes]]]:
     """Read the files of each feature in turn, those of the next one ahead."""
 
     def load(rule: FeatureRule, output: str) -> Planes:
         if quality is not None and output == mapping.quality_output:
-            return Planes(quality, lambda: None)
+            return quality
         bands = len(dates.order) if rule.temporal else None
-        return delivery.planes(output, bands, rule.sample_type, together=len(rule.outputs))
+        return delivery.planes(output, bands, rule.sample_type, together=_most_outputs(mapping))
 
     def start(rule: FeatureRule) -> list[Future[Planes]]:
         return [threads.submit(load, rule, output) for output in rule.outputs]
@@ -151,7 +154,7 @@ def _loading(
 
 
 def _source(
-    tile: Tile, rule: FeatureRule, planes: Sequence[Planes], dates: Dates, quality: NDArray[Any] | None
+    tile: Tile, rule: FeatureRule, planes: Sequence[Planes], dates: Dates, quality: Planes | None
 ) -> ArraySource:
     """The values of a feature; the one place where GeoTIFF's axes become eo-learn's.
 
@@ -173,10 +176,10 @@ def _source(
         except ValueError as error:
             raise TileError(f"Tile {tile.name}: feature {rule.name}: {error}.") from error
         if rule.temporal and quality is not None:
-            missing = quality[dates.order[frame], first:last] == 0
+            missing = quality.numbers[dates.order[frame], first:last] == 0
             if missing.any():
                 values[missing] = 0
-        for file in planes:
+        for file in (*planes, *([quality] if quality is not None else [])):
             file.release()
         return values
 
@@ -185,15 +188,18 @@ def _source(
     return ArraySource((*time, tile.height, tile.width, bands), np.dtype(rule.dtype), rule.temporal, read)
 
 
-def _quality_masks(mapping: FeatureMapping, dates: Dates, quality: NDArray[Any] | None) -> Iterator[Feature]:
+def _quality_masks(mapping: FeatureMapping, dates: Dates, quality: Planes | None) -> Iterator[Feature]:
     if mapping.quality_output is None or quality is None:
         return
 
     def mask(name: str, true_for: Callable[[NDArray[Any]], NDArray[Any]]) -> Feature:
         def read(frame: int, first: int, last: int) -> NDArray[Any]:
-            return true_for(quality[dates.order[frame], first:last, :, np.newaxis])
+            values = true_for(quality.numbers[dates.order[frame], first:last, :, np.newaxis])
+            quality.release()
+            return values
 
-        return Feature("mask", name, ArraySource((*quality.shape, 1), np.dtype(bool), temporal=True, read=read))
+        shape = (*quality.numbers.shape, 1)
+        return Feature("mask", name, ArraySource(shape, np.dtype(bool), temporal=True, read=read))
 
     yield mask("IS_DATA", lambda numbers: numbers > 0)
     yield mask("IS_VALID", lambda numbers: numbers == 1)

@@ -19,6 +19,7 @@ from rasterio.errors import NotGeoreferencedWarning
 from sentinelhub import CRS, BBox
 
 from localhub.seaweed import SeaweedFS
+from tasks import arrayfiles
 from tasks.conversion import (
     ConversionRecord,
     FeatureMapping,
@@ -32,6 +33,7 @@ from tasks.conversion import (
     default_mapping,
     is_converted,
     land_cover_mapping,
+    planes,
 )
 from tasks.errors import InvalidInput, TileError
 from tasks.storage import Storage
@@ -136,6 +138,22 @@ def test_every_layout_of_the_files_gives_the_same_patch(
     tmp_path: Path, outputs: dict[str, np.ndarray], folder: str, profile: dict[str, Any]
 ) -> None:
     run(deliver(tmp_path / "tile", outputs, TILE, dates(COUNT), **profile), folder)
+
+    assert_land_cover(EOPatch.load(folder), outputs)
+
+
+@pytest.mark.parametrize("options", [NPY, ZARR])
+def test_a_tile_that_is_too_large_for_memory_gives_the_same_patch(
+    monkeypatch: pytest.MonkeyPatch,
+    delivered: TileFiles,
+    outputs: dict[str, np.ndarray],
+    folder: str,
+    options: PatchOptions,
+) -> None:
+    monkeypatch.setattr(planes, "LARGEST_IN_MEMORY", 1)
+    monkeypatch.setattr(arrayfiles, "MEMBER_BYTES", 5000)
+
+    run(delivered, folder, options=options)
 
     assert_land_cover(EOPatch.load(folder), outputs)
 
