@@ -30,6 +30,7 @@ bench: $(READY)  ## benchmarks, side by side with their peers; needs Node.js bes
 	$(BIN)/python benchmarks/node.py
 	$(BIN)/python benchmarks/rasters.py
 	$(BIN)/python benchmarks/reference.py
+	$(BIN)/python benchmarks/conversion.py --layouts 256PIXEL 1024BAND --tiles 2
 
 lock:  ## exact versions of everything, for all supported Pythons
 	uv pip compile -q --universal --python-version 3.11 --all-extras pyproject.toml -o requirements.lock \
