@@ -187,7 +187,7 @@ def add_features(
 ) -> int:
     """Add all features of an EOPatch to the one in a folder, replacing those of the same name; gives the bytes written.
 
-    Arguments and errors as in :func:`write_patch`; ``vectors`` are timeless vector features by name, as the content of
+    Arguments and errors as in :func:`new_patch`; ``vectors`` are timeless vector features by name, as the content of
     their ``.gpkg.gz``. Timestamps and bounding box on the file system stay as they are.
     """
     features = [(kind.value, name) for kind, name in patch.get_features()]
