@@ -221,7 +221,7 @@ def worker(folder: Path) -> Iterator[str]:
             yield f"http://127.0.0.1:{port}/health"
         finally:
             process.terminate()
-            process.wait(60)
+            process.wait(180)
 
 
 def environment() -> dict[str, str]:

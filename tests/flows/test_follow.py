@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -25,7 +26,11 @@ def tile(name: str) -> Tile:
 
 def test_a_planned_tile_that_the_request_lacks_fails_and_is_not_forgotten() -> None:
     planned = [TileRecord(tile("a"), TileState.PENDING), TileRecord(tile("b"), TileState.PENDING)]
-    pipeline = Pipeline(cast(Order, None), None, [*planned, TileRecord(tile("c"), TileState.CONVERTED)])
+    pipeline = Pipeline(
+        cast(Order, SimpleNamespace(parameters=LandCover())),
+        None,
+        [*planned, TileRecord(tile("c"), TileState.CONVERTED)],
+    )
     pipeline.request_id = "r1"
     pipeline.adopt(Manifest((tile("b"), tile("d")), {}))
     assert {name: record.state for name, record in pipeline.records.items()} == {

@@ -142,7 +142,7 @@ def test_a_localhub_that_is_not_running_is_told_with_how_to_start_it() -> None:
     answer = call(
         "preview", written("SIMPLE"), "--bbox", IN_WORDS, "--period", PERIOD, "--base-url", "http://127.0.0.1:9"
     )
-    assert (answer.returncode, "Traceback" in answer.stderr) == (1, False)
+    assert (answer.returncode, "Traceback" in answer.stderr) == (5, False)
     assert "If localhub is not running at http://127.0.0.1:9, start it with 'eopatch-flow localhub'." in answer.stderr
 
 
