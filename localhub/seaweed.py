@@ -2,12 +2,14 @@
 
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
 import sys
 import sysconfig
 import time
+from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -19,6 +21,8 @@ START_SECONDS = 60.0
 STOP_SECONDS = 3.0
 """How long a stop may take before the process is killed: its volumes are closed within 1 s, while idle connections hold
 it for 15 s more. What was acknowledged has been written by then."""
+PORTS = range(20000, 32000)
+"""Below those that the system gives to outgoing connections, which may take a port between its choice and its use."""
 VOLUME_SIZE_MB = 64
 """Each bucket takes seven volumes, and all of them must fit on the disk."""
 
@@ -44,7 +48,7 @@ class SeaweedFS:
         self.folder = folder
         self.access_key = access_key
         self.secret_key = secret_key
-        self.port = port or _free_ports(1)[0]
+        self.port = port or free_ports(1)[0]
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -96,9 +100,9 @@ class SeaweedFS:
         return self.folder / "seaweedfs.log"
 
     def _command(self) -> list[str]:
-        master, volume, filer = _free_ports(3)
+        master, volume, filer, *more = free_ports(7, but={self.port})
         ports = {"master": master, "volume": volume, "filer": filer, "s3": self.port}
-        grpc = dict(zip(ports, _free_ports(len(ports)), strict=True))
+        grpc = dict(zip(ports, more, strict=True))
         return [
             _program(),
             "server",
@@ -167,12 +171,22 @@ def _accepts(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
+def free_ports(count: int, but: Collection[int] = ()) -> list[int]:
+    """Free ports among `PORTS`, in no order, so that programs that start at the same time take different ones."""
+    found: list[int] = []
+    for port in random.sample(PORTS, len(PORTS)):
+        if len(found) == count:
+            return found
+        if port not in but and _is_free(port):
+            found.append(port)
+    raise ObjectStoreError(f"There are no {count} free ports from {PORTS[0]} to {PORTS[-1]}; end other programs.")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server itself does
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True

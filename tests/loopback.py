@@ -1,11 +1,12 @@
 """Servers that stand in for third parties: HTTP on a free port of loopback, for as long as a context lasts."""
 
-import socket
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
+
+from localhub.seaweed import free_ports
 
 
 class LoopbackServer:
@@ -37,9 +38,7 @@ class LoopbackServer:
 
 def free_port() -> int:
     """A port of loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_ports(1)[0]
 
 
 class _Server(ThreadingHTTPServer):

@@ -3,9 +3,12 @@
 import json
 import os
 import pty
+import select
 import socket
 import subprocess
 import sysconfig
+import termios
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +28,7 @@ from tasks.storage import S3Credentials
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 PROGRAM = Path(sysconfig.get_path("scripts")) / "eopatch-flow"
+PATIENCE_SECONDS = 60
 READER = "reader-key", "reader-secret"
 WRONG = "wrong-secret/+"
 
@@ -86,10 +90,14 @@ def test_a_person_on_a_terminal_is_asked_for_what_the_environment_lacks_and_the_
     command = [PROGRAM, "setup", str(written(parameters, tmp_path))]
     with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment) as process:
         os.close(theirs)
-        shown = read_until(ours, "SH_CLIENT_SECRET (not shown)")
-        os.write(ours, b"typed-secret\n")
-        shown += read_until(ours, "Check client id and secret.")
-        assert process.wait(60) == 1
+        try:
+            shown = read_until(ours, "SH_CLIENT_SECRET (not shown)")
+            until_hidden(ours)
+            os.write(ours, b"typed-secret\n")
+            shown += read_until(ours, "Check client id and secret.")
+            assert process.wait(PATIENCE_SECONDS) == 1
+        finally:
+            process.kill()
     os.close(ours)
     assert "Sentinel Hub refused the OAuth client" in shown, "the secret was typed, and tried"
     assert "typed-secret" not in shown
@@ -196,5 +204,14 @@ def read_until(terminal: int, text: str) -> str:
     """What a terminal shows, up to a text that must come."""
     shown = ""
     while text not in " ".join(shown.split()):
+        assert select.select([terminal], [], [], PATIENCE_SECONDS)[0], f"no {text!r} in {shown!r}"
         shown += os.read(terminal, 4096).decode()
     return " ".join(shown.split())
+
+
+def until_hidden(terminal: int) -> None:
+    """Wait until what is typed is not shown: `getpass` drops what was typed before, and `click` prompts earlier."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    while termios.tcgetattr(terminal)[3] & termios.ECHO:
+        assert time.monotonic() < end
+        time.sleep(0.01)

@@ -70,7 +70,7 @@ def test_the_log_of_a_healthy_run_of_100_tiles_fits_on_a_screen_and_tells_the_st
         "Plan 100/100: 100 new, ",
         "created",
         "(binding)",
-        "Request: 0 of 100 tiles processed, ",
+        " of 100 tiles processed, ",
         "of 100 tiles done",
         "100 of 100 tiles done; ",
         "Results: ",

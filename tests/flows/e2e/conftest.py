@@ -93,9 +93,11 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def person(browser: Browser, prefect: PrefectServer) -> Iterator[Person]:
-    """Somebody before an empty page of the UI."""
+def person(browser: Browser, prefect: PrefectServer, request: pytest.FixtureRequest) -> Iterator[Person]:
+    """Somebody before an empty page of the UI; a picture of the last page is kept, since it is there a test fails."""
     ALBUM.mkdir(parents=True, exist_ok=True)
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
-    yield Person(page, prefect.api_url.removesuffix("/api"), Path(ALBUM))
+    person = Person(page, prefect.api_url.removesuffix("/api"), Path(ALBUM))
+    yield person
+    person.photograph(f"last page of {request.node.name}")
     page.close()

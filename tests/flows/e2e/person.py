@@ -98,7 +98,8 @@ class Person:
 
     def artifacts(self, last: str) -> dict[str, str]:
         """Addresses of the run's artifacts by their keys, the newest of each, once the list has the last one."""
-        self.page.reload()  # the page does not look again for what task runs have made
+        self.page.set_viewport_size({"width": 1400, "height": 3000})  # what task runs have made stands below
+        self.page.reload()  # the page does not look for it again
         self.page.get_by_role("tab", name="Artifacts").or_(self.page.get_by_text("Artifacts", exact=True)).last.click()
         cards = self.page.locator("a[href*='/artifacts/artifact/']")
         self.page.get_by_text(last, exact=True).first.wait_for()
