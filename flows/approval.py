@@ -9,7 +9,7 @@ import json
 import math
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 from uuid import uuid4
@@ -24,7 +24,7 @@ from prefect.states import Running
 from pydantic import ConfigDict, Field, create_model
 
 from flows.order import Order
-from flows.planning import announce, binding_plan
+from flows.planning import announce, binding_plan, request_text
 from flows.progress import ask
 from tasks.batch import Limits, check_budget
 from tasks.errors import BudgetExceeded
@@ -139,7 +139,7 @@ def agree(order: Order, plan: Plan, job: Job) -> tuple[Manifest, Plan]:
     """
     manifest = read_manifest(order.parameters.storage, job.id)
     if not job.under_way:
-        plan = binding_plan(order, plan, manifest.tiles)
+        plan = replace(binding_plan(order, plan, manifest.tiles), request=request_text(job))
         announce(order, plan)
         price, limits = plan.price_pu, order.parameters.limits
         check_budget(price.high, len(manifest.tiles), limits)

@@ -17,7 +17,7 @@ import zarr
 from isal import igzip
 from numpy.typing import NDArray
 
-from tasks.workers import in_order
+from tasks.workers import in_order, room
 
 FileFormat = Literal["npy.gz", "zarr"]
 """How arrays are stored: gzipped NumPy files, or zarr (version 2) with one chunk a date."""
@@ -40,12 +40,14 @@ class ArraySource:
         dtype: of the whole.
         temporal: the first axis is the time. A frame is one date; an array without dates is a single frame.
         read: gives rows of a frame, C-contiguous: (frame, first row, row after the last one).
+        finished: is told of each frame that has been compressed as a whole.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     temporal: bool
     read: Callable[[int, int, int], NDArray[Any]]
+    finished: Callable[[int], None] = lambda _: None
 
     @classmethod
     def of(cls, array: NDArray[Any], *, temporal: bool) -> Self:
@@ -126,8 +128,12 @@ def _save_npy(source: ArraySource, path: Path, digest: Digest) -> Iterator[bytes
 
     with path.open("wb") as file:
         file.write(igzip.compress(_npy_header(source.shape, source.dtype), level, mtime=0))
-        for member, hashed in in_order(compressed, source.parts()):
+        for (frame, _, last), (member, hashed) in zip(
+            source.parts(), in_order(compressed, source.parts()), strict=True
+        ):
             file.write(member)
+            if last == source.frame_shape[0]:
+                source.finished(frame)
             yield hashed
 
 
@@ -136,10 +142,11 @@ def _save_zarr(source: ArraySource, path: Path, digest: Digest) -> Iterator[byte
     array = zarr.create(source.shape, chunks=chunk, dtype=source.dtype, store=zarr.DirectoryStore(str(path)))
 
     def stored(part: Part) -> bytes:
-        content = np.empty(source.frame_shape, source.dtype)
+        content = room(source.frame_shape, source.dtype)
         for first, last in source.row_ranges():
             content[first:last] = source.read(part[0], first, last)
         array[part[0] if source.temporal else ...] = content
+        source.finished(part[0])
         return digest(content)
 
     yield from in_order(stored, source.frames())

@@ -4,11 +4,15 @@ What is given to them must release Python's lock while it works, and never wait 
 """
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -27,6 +31,22 @@ def workers() -> ThreadPoolExecutor:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=workers.cache_clear)  # threads do not survive a fork
+
+
+LARGEST_ROOM = 2**26
+"""Bytes that are kept for each thread at most."""
+_rooms = threading.local()
+
+
+def room(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Give room for an array, not initialised: the same room each time in a thread, since new memory costs time."""
+    size = int(np.prod(shape)) * dtype.itemsize
+    if size > LARGEST_ROOM:
+        return np.empty(shape, dtype)
+    if getattr(_rooms, "bytes", np.empty(0)).size < size:
+        _rooms.bytes = np.empty(size, np.uint8)
+    kept: NDArray[np.uint8] = _rooms.bytes[:size]
+    return kept.view(dtype).reshape(shape)
 
 
 def in_order(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

@@ -3,12 +3,11 @@
 The numbers of a feature are held as they were delivered; values exist for a few rows at a time, while they are written.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import chain
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,9 +100,11 @@ def features(delivery: Delivery, mapping: FeatureMapping, dates: Dates, quality:
     Raises:
         TileError: a file is missing, damaged, or not the tile's.
     """
-    with _loading(delivery, mapping, dates, quality) as all_planes:
-        for rule, planes in zip(mapping.features, all_planes, strict=True):
-            yield Feature(rule.feature_type, rule.name, _source(delivery.tile, rule, planes, dates, quality))
+    with _Loader(delivery, mapping, dates, quality) as loader:
+        for place, rule in enumerate(mapping.features):
+            source = _source(delivery.tile, rule, loader.planes(place), dates, quality)
+            yield Feature(rule.feature_type, rule.name, loader.ahead(place, source))
+            del source  # its memory is free before the next one is waited for
     yield from _quality_masks(mapping, dates, quality)
 
 
@@ -123,34 +124,52 @@ def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any], *, temporal: bool) -> A
     return ArraySource(shape, dtype, temporal, lambda _, first, last: np.zeros((last - first, *frame[1:]), dtype))
 
 
-@contextmanager
-def _loading(
-    delivery: Delivery, mapping: FeatureMapping, dates: Dates, quality: Planes | None
-) -> Iterator[Iterator[list[Planes]]]:
-    """Read the files of each feature in turn, those of the next one ahead."""
+class _Loader:
+    """Reads the files of each feature in turn, those of the next one when the present one has been written by half.
 
-    def load(rule: FeatureRule, output: str) -> Planes:
-        if quality is not None and output == mapping.quality_output:
-            return quality
-        bands = len(dates.order) if rule.temporal else None
-        return delivery.planes(output, bands, rule.sample_type, together=_most_outputs(mapping))
+    By then the present one has given half of its memory back. A context manager: it gives up what was not waited for.
+    """
 
-    def start(rule: FeatureRule) -> list[Future[Planes]]:
-        return [threads.submit(load, rule, output) for output in rule.outputs]
+    def __init__(self, delivery: Delivery, mapping: FeatureMapping, dates: Dates, quality: Planes | None) -> None:
+        self._delivery, self._mapping, self._dates, self._quality = delivery, mapping, dates, quality
+        self._threads = ThreadPoolExecutor(FILES_AT_ONCE, thread_name_prefix="load")
+        self._lock = threading.Lock()
+        self._begun: list[list[Future[Planes]]] = []
 
-    def each() -> Iterator[list[Planes]]:
-        ahead = start(mapping.features[0])
-        for following in chain(mapping.features[1:], (None,)):
-            planes = [future.result() for future in ahead]
-            ahead = start(following) if following is not None else []
-            yield planes
-            del planes
+    def __enter__(self) -> Self:
+        return self
 
-    with ThreadPoolExecutor(FILES_AT_ONCE, thread_name_prefix="load") as threads:
-        try:
-            yield each()
-        finally:
-            threads.shutdown(wait=False, cancel_futures=True)
+    def __exit__(self, *_error: object) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def planes(self, place: int) -> list[Planes]:
+        """The files of a feature by its place in the mapping, when all of them are there."""
+        self._begin(place)
+        futures, self._begun[place] = self._begun[place], []
+        return [future.result() for future in futures]
+
+    def ahead(self, place: int, source: ArraySource) -> ArraySource:
+        """The same source; once it is half written, the next feature is begun."""
+        half = len(self._dates.order) // 2 if source.temporal else 0
+
+        def finished(frame: int) -> None:
+            source.finished(frame)
+            if frame == half:
+                self._begin(place + 1)
+
+        return replace(source, finished=finished)
+
+    def _begin(self, place: int) -> None:
+        with self._lock:
+            if len(self._begun) <= place < len(self._mapping.features):
+                rule = self._mapping.features[place]
+                self._begun.append([self._threads.submit(self._load, rule, output) for output in rule.outputs])
+
+    def _load(self, rule: FeatureRule, output: str) -> Planes:
+        if self._quality is not None and output == self._mapping.quality_output:
+            return self._quality
+        bands = len(self._dates.order) if rule.temporal else None
+        return self._delivery.planes(output, bands, rule.sample_type, together=_most_outputs(self._mapping))
 
 
 def _source(
@@ -171,21 +190,31 @@ def _source(
         numbers = np.empty((last - first, tile.width, bands), np.result_type(*(file.numbers for file in planes)))
         for band, layer in enumerate(layers(frame)):
             numbers[:, :, band] = layer[first:last]
-        try:
-            values = decode(numbers, rule)
-        except ValueError as error:
-            raise TileError(f"Tile {tile.name}: feature {rule.name}: {error}.") from error
+        values = _decoded(tile, numbers, rule)
         if rule.temporal and quality is not None:
             missing = quality.numbers[dates.order[frame], first:last] == 0
             if missing.any():
                 values[missing] = 0
-        for file in (*planes, *([quality] if quality is not None else [])):
+        for file in used:
             file.release()
         return values
 
+    def finished(frame: int) -> None:
+        for file in own:
+            file.forget(dates.order[frame])
+
+    used = set(planes) if quality is None else {*planes, quality}
+    own = used - {quality} if rule.temporal else set()  # the quality is needed by all features
     bands = len(planes) if rule.temporal else sum(len(file.numbers) for file in planes)
     time = (len(dates.order),) if rule.temporal else ()
-    return ArraySource((*time, tile.height, tile.width, bands), np.dtype(rule.dtype), rule.temporal, read)
+    return ArraySource((*time, tile.height, tile.width, bands), np.dtype(rule.dtype), rule.temporal, read, finished)
+
+
+def _decoded(tile: Tile, numbers: NDArray[Any], rule: FeatureRule) -> NDArray[Any]:
+    try:
+        return decode(numbers, rule)
+    except ValueError as error:
+        raise TileError(f"Tile {tile.name}: feature {rule.name}: {error}.") from error
 
 
 def _quality_masks(mapping: FeatureMapping, dates: Dates, quality: Planes | None) -> Iterator[Feature]:

@@ -10,7 +10,6 @@ Source of the rules: TIFF 6.0, sections 14 (predictor 2) and 15 (tiles), and Ado
 """
 
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -23,6 +22,7 @@ from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
 from tasks.conversion.content import Content
+from tasks.workers import room
 
 DEFLATE = (8, 32946)
 """Values of the tag Compression for zlib streams: Adobe's and the older one."""
@@ -30,10 +30,6 @@ NO_PREDICTOR, HORIZONTAL, FLOATING_POINT = 1, 2, 3
 """Values of the tag Predictor."""
 JOB_BYTES = 2**22
 """How much a job decodes at least, where blocks are small."""
-
-LARGEST_ROOM = 2**23
-"""Bytes; of larger blocks there are few."""
-_rooms = threading.local()
 
 
 class DamagedBlock(Exception):
@@ -171,7 +167,7 @@ def _inflated(content: Content, layout: Layout, start: int, size: int, rows: int
     """Give the numbers of a block as they are stored, (row, column, band)."""
     coded = content.read_at(start, size)
     shape = (layout.block[0] if layout.padded else rows, layout.block[1], layout.samples)
-    stored = _room(int(np.prod(shape)) * layout.dtype.itemsize).view(layout.dtype).reshape(shape)
+    stored = room(shape, layout.dtype)
     try:
         found = imagecodecs.deflate_decode(coded, out=stored.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
     except imagecodecs.DeflateError as error:
@@ -179,16 +175,6 @@ def _inflated(content: Content, layout: Layout, start: int, size: int, rows: int
     if len(coded) != size or len(found) != stored.nbytes:
         raise DamagedBlock(f"block at {start}: {len(found)} of {stored.nbytes} bytes")
     return stored
-
-
-def _room(size: int) -> NDArray[np.uint8]:
-    """Give room for a block, the same for each block of a thread: new memory costs a tenth of what inflating does."""
-    if size > LARGEST_ROOM:
-        return np.empty(size, np.uint8)
-    if not hasattr(_rooms, "room"):
-        _rooms.room = np.empty(LARGEST_ROOM, np.uint8)
-    room: NDArray[np.uint8] = _rooms.room[:size]
-    return room
 
 
 def _place(stored: NDArray[Any], layout: Layout, target: NDArray[Any]) -> None:

@@ -11,21 +11,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+PAGE = mmap.PAGESIZE
 LARGEST_IN_MEMORY = 2**30
 """How many bytes of numbers a feature may take in memory: 0.9 GB are 10 km, 73 dates and 6 bands UINT16."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Planes:
     """The numbers of a file.
 
     Attributes:
         numbers: (band, row, column); may lie in a file that is mapped into memory.
         release: call it after work on a part: what is mapped goes back to the disk and no longer counts as memory.
+        forget: call it for a band whose numbers are not needed any more: they are lost, and their memory is free.
     """
 
     numbers: NDArray[Any]
     release: Callable[[], None]
+    forget: Callable[[int], None]
 
 
 def new_planes(shape: tuple[int, int, int], dtype: np.dtype[Any], together: int, scratch: Path) -> Planes:
@@ -42,8 +45,23 @@ def new_planes(shape: tuple[int, int, int], dtype: np.dtype[Any], together: int,
     """
     size = int(np.prod(shape)) * dtype.itemsize
     if size * together <= LARGEST_IN_MEMORY:
-        return Planes(np.empty(shape, dtype), lambda: None)
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        return Planes(np.frombuffer(memory, dtype).reshape(shape), lambda: None, _forgetting(memory, size // shape[0]))
     with tempfile.TemporaryFile(dir=scratch) as file:
         os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error now, and no signal later
         memory = mmap.mmap(file.fileno(), size)
-    return Planes(np.frombuffer(memory, dtype).reshape(shape), lambda: memory.madvise(mmap.MADV_DONTNEED))
+    numbers = np.frombuffer(memory, dtype).reshape(shape)
+    return Planes(numbers, lambda: memory.madvise(mmap.MADV_DONTNEED), lambda _: None)
+
+
+def _forgetting(memory: mmap.mmap, band_bytes: int) -> Callable[[int], None]:
+    """Give back the memory of a band, but for the pages that it shares with its neighbours."""
+
+    def forget(band: int) -> None:
+        first, last = -(-band * band_bytes // PAGE) * PAGE, (band + 1) * band_bytes // PAGE * PAGE
+        if last > first:
+            memory.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+    return forget
