@@ -18,7 +18,7 @@ test: $(READY)  ## all tests, three files at a time: many of them wait for serve
 
 test-e2e: $(READY)  ## through Prefect's UI in Chromium, which is installed by apt if it is absent; pictures in test-output/
 	command -v chromium >/dev/null || { apt-get update -q && apt-get install -y -q chromium; }
-	$(BIN)/pytest -m e2e tests/flows/e2e
+	$(BIN)/pytest -m e2e -p no:cacheprovider tests/flows/e2e
 
 check: $(READY)  ## format, lint, types
 	$(BIN)/ruff format --check .

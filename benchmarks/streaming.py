@@ -9,6 +9,9 @@ labels. localhub ends one tile every few seconds. In each round, one after the o
 
 The goal for the flow is 1.15 times the longer one of the two, and one tile.
 
+localhub computes on the same processors as the conversion, as no other service does: tiles are small, so that both have
+time to spare.
+
     python benchmarks/streaming.py [--rounds 3]
 """
 
@@ -50,22 +53,12 @@ from tasks.storage import open_filesystem
 EXTENT = Extent(560000, 5142000, 15600)
 RESOLUTION_M = 10.0
 SHARE = 1.15
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What is measured: so many tiles on a side of a square, their size, and how fast they come and go."""
-
-    name: str
-    side: int
-    pixels: int
-    tile_seconds: float
-    tiles_at_once: int
-
-    @property
-    def tiles(self) -> int:
-        """All of them."""
-        return self.side**2
+SIDE, PIXELS = 5, 60
+"""So many tiles on a side of a square, and pixels on a side of a tile."""
+TILES = SIDE**2
+TILE_SECONDS = 4.0
+"""localhub ends a tile so often."""
+TILES_AT_ONCE = 2
 
 
 @dataclass(frozen=True)
@@ -78,16 +71,11 @@ class Round:
     first: float
     job_in_flow: float
 
-    def bound(self, setting: Setting) -> float:
+    @property
+    def bound(self) -> float:
         """What the flow may take."""
         longer = max(self.job, self.conversion)
-        return SHARE * longer + longer / setting.tiles
-
-
-SETTINGS = (
-    Setting("the job takes longer", side=5, pixels=60, tile_seconds=4, tiles_at_once=2),
-    Setting("the conversion takes longer", side=6, pixels=250, tile_seconds=1, tiles_at_once=1),
-)
+        return SHARE * longer + longer / TILES
 
 
 class Clock:
@@ -105,8 +93,8 @@ class Clock:
 
 
 @contextmanager
-def servers(folder: Path, setting: Setting) -> Iterator[tuple[LocalHub, SeaweedFS, SampleInfo]]:
-    """An S3 server, and a localhub that ends tiles as the setting says."""
+def servers(folder: Path) -> Iterator[tuple[LocalHub, SeaweedFS, SampleInfo]]:
+    """An S3 server, and a localhub that takes its time with tiles."""
     sample = build_sample(folder / "archive", extent=EXTENT, count=12)
     with SeaweedFS(folder / "s3", "key", "secret-key") as s3:
         os.environ |= {"AWS_ACCESS_KEY_ID": s3.access_key, "AWS_SECRET_ACCESS_KEY": s3.secret_key}
@@ -117,27 +105,25 @@ def servers(folder: Path, setting: Setting) -> Iterator[tuple[LocalHub, SeaweedF
             s3_endpoint_url=s3.endpoint_url,
             s3_access_key=s3.access_key,
             s3_secret_key=SecretStr(s3.secret_key),
-            faults=Faults(tile_seconds=setting.tile_seconds),
+            faults=Faults(tile_seconds=TILE_SECONDS),
         )
         with LocalHub(settings) as hub:
             yield hub, s3, sample
 
 
-def write_tiles(path: Path, setting: Setting) -> None:
-    """Write the GeoPackage with the tiles."""
-    size = setting.pixels * RESOLUTION_M
-    places = [(i, j) for j in range(setting.side) for i in range(setting.side)]
+def write_tiles(path: Path, side: int) -> None:
+    """Write the GeoPackage with tiles in a square."""
+    size = PIXELS * RESOLUTION_M
+    places = [(i, j) for j in range(side) for i in range(side)]
     west, north = EXTENT.west + 300, EXTENT.north - 300
     boxes = [shapely.box(west + size * i, north - size * (j + 1), west + size * (i + 1), north - size * j)
              for i, j in places]  # fmt: skip
-    names = [f"t{number:02d}" for number in range(setting.tiles)]
-    columns = {"id": range(setting.tiles), "identifier": names, "resolution": [RESOLUTION_M] * setting.tiles}
+    names = [f"t{number:02d}" for number in range(len(places))]
+    columns = {"id": range(len(places)), "identifier": names, "resolution": [RESOLUTION_M] * len(places)}
     gpd.GeoDataFrame(columns, geometry=boxes, crs=32633).to_file(path, layer="tiles", engine="pyogrio")
 
 
-def parameters(
-    folder: Path, hub: LocalHub, s3: SeaweedFS, sample: SampleInfo, setting: Setting, place: str
-) -> LandCover:
+def parameters(folder: Path, hub: LocalHub, s3: SeaweedFS, sample: SampleInfo, place: str) -> LandCover:
     """What is asked for; the request of each place is another one."""
     content: dict[str, Any] = {
         "area": {"name": "Streamed"},
@@ -150,7 +136,7 @@ def parameters(
             "endpoint_url": s3.endpoint_url,
         },
         "reference": {"file": str(sample.reference)},
-        "run": {"tiles_at_once": setting.tiles_at_once},
+        "run": {"tiles_at_once": TILES_AT_ONCE},
     }
     return LandCover.model_validate(content)
 
@@ -184,61 +170,57 @@ def ended_at(hub: LocalHub, request_id: str) -> float:
     return datetime.strptime(line, "%Y-%m-%d %H:%M:%S,%f").astimezone().timestamp()
 
 
-def measure(folder: Path, setting: Setting, place: str, servers_: tuple[LocalHub, SeaweedFS, SampleInfo]) -> Round:
+def measure(folder: Path, place: str, servers_: tuple[LocalHub, SeaweedFS, SampleInfo]) -> Round:
     """Take one round."""
     hub, s3, sample = servers_
-    alone = parameters(folder, hub, s3, sample, setting, f"{place}-alone")
+    alone = parameters(folder, hub, s3, sample, f"{place}-alone")
     job = job_alone(alone)
     summary, clock = run_flow(alone)
     assert not summary.bought
     conversion = clock.last["Label"] - clock.first["Plan"]
     began, begin = time.time(), time.monotonic()
-    summary, clock = run_flow(parameters(folder, hub, s3, sample, setting, f"{place}-flow"))
+    summary, clock = run_flow(parameters(folder, hub, s3, sample, f"{place}-flow"))
     flow = time.monotonic() - begin
     assert summary.bought
     assert summary.job is not None
     return Round(job, conversion, flow, clock.first["Label"] - begin, ended_at(hub, summary.job.id) - began)
 
 
-def rounds_of(setting: Setting, count: int) -> list[Round]:
+def rounds_of(count: int) -> list[Round]:
     """Take so many rounds, after a short one that nobody counts: first imports and connections take their time."""
-    with tempfile.TemporaryDirectory() as name, servers(Path(name), setting) as running:
+    with tempfile.TemporaryDirectory() as name, servers(Path(name)) as running:
         folder = Path(name)
-        write_tiles(folder / "tiles.gpkg", Setting("", side=1, pixels=60, tile_seconds=0, tiles_at_once=1))
-        open_filesystem("s3://streaming", parameters(folder, *running, setting, "warm").storage)[0].mkdir("streaming")
-        run_flow(parameters(folder, *running, setting, "warm"))
-        write_tiles(folder / "tiles.gpkg", setting)
-        return [measure(folder, setting, f"round{number}", running) for number in range(count)]
+        write_tiles(folder / "tiles.gpkg", 1)
+        first = parameters(folder, *running, "warm")
+        open_filesystem("s3://streaming", first.storage)[0].mkdir("streaming")
+        run_flow(first)
+        write_tiles(folder / "tiles.gpkg", SIDE)
+        return [measure(folder, f"round{number}", running) for number in range(count)]
 
 
 def main() -> None:
-    """Measure each setting, and print a table: medians and ranges of seconds."""
+    """Measure, and print a table: medians and ranges of seconds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--setting", type=int, choices=range(len(SETTINGS)), help="Only this one.")
     arguments = parser.parse_args()
     os.environ["PREFECT_LOGGING_LEVEL"] = "WARNING"
     logging.disable(logging.INFO)
     print(machine())
-    header = "tiles", "job alone", "conversion alone", "flow", "bound", "flow / bound", "first EOPatch", "job's end"
-    print(f"| | {' | '.join(header)} |\n|{'---|' * (len(header) + 1)}")
-    chosen = SETTINGS if arguments.setting is None else SETTINGS[arguments.setting : arguments.setting + 1]
-    for setting in chosen:
-        with prefect_test_harness(server_startup_timeout=120):
-            rounds = rounds_of(setting, arguments.rounds)
-        columns = (
-            spread([one.job for one in rounds]),
-            spread([one.conversion for one in rounds]),
-            spread([one.flow for one in rounds]),
-            spread([one.bound(setting) for one in rounds]),
-            spread([one.flow / one.bound(setting) for one in rounds], 2),
-            spread([one.first for one in rounds]),
-            spread([one.job_in_flow for one in rounds]),
-        )
-        text = f"{setting.name}: one of {setting.pixels} x {setting.pixels} pixels in {setting.tile_seconds:g} s"
-        print(
-            f"| {text}, {setting.tiles_at_once} at once | {setting.tiles} | {' | '.join(c.strip() for c in columns)} |"
-        )
+    print(f"{TILES} tiles of {PIXELS} x {PIXELS} pixels, one in {TILE_SECONDS:g} s; {TILES_AT_ONCE} converted at once")
+    header = "job alone", "conversion alone", "flow", "bound", "flow / bound", "first EOPatch", "job's end"
+    print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
+    with prefect_test_harness(server_startup_timeout=120):
+        rounds = rounds_of(arguments.rounds)
+    columns = (
+        spread([one.job for one in rounds]),
+        spread([one.conversion for one in rounds]),
+        spread([one.flow for one in rounds]),
+        spread([one.bound for one in rounds]),
+        spread([one.flow / one.bound for one in rounds], 2),
+        spread([one.first for one in rounds]),
+        spread([one.job_in_flow for one in rounds]),
+    )
+    print(f"| {' | '.join(column.strip() for column in columns)} |")
 
 
 if __name__ == "__main__":

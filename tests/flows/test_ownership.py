@@ -70,7 +70,7 @@ def test_a_run_that_is_told_to_end_stops_its_request_and_the_next_one_goes_on(
     with faults(slow_hub, tile_seconds=4), running(slow, tmp_path) as process:
         await_converted(slow)
         process.send_signal(signal.SIGTERM)
-        _, told = process.communicate(timeout=60)
+        _, told = ended(process)
         request = only_request(slow, slow_hub)
         assert was_stopped(wait_for(client_of(slow_hub), request))
     assert process.returncode == 130, told
@@ -93,7 +93,7 @@ def test_a_request_that_is_to_be_left_goes_on_after_ctrl_c(slow: LandCover, slow
     with running(leaving, tmp_path, PREFECT_API_URL="", PREFECT_HOME=str(tmp_path / "prefect")) as process:
         await_converted(leaving)
         os.killpg(process.pid, signal.SIGINT)
-        _, told = process.communicate(timeout=60)
+        _, told = ended(process)
     assert process.returncode == 130, told
     assert "goes on and costs, as run.on_abort asks" in told
     assert (lease_of(slow).released, lease_of(slow).on_abort) == (True, "leave")
@@ -109,7 +109,7 @@ def test_a_run_whose_whole_process_group_is_told_to_end_stops_its_request_and_le
     with faults(slow_hub, tile_seconds=4), running(slow, tmp_path, **home) as process:
         await_converted(slow)
         os.killpg(process.pid, signal.SIGTERM)
-        _, told = process.communicate(timeout=60)
+        _, told = ended(process)
         request = only_request(slow, slow_hub)
         assert was_stopped(wait_for(client_of(slow_hub), request))
         assert process.returncode == 130, told
@@ -147,7 +147,7 @@ def test_a_second_run_waits_for_the_first_or_says_who_has_the_work(
             run(changed(slow, run={"wait_minutes": 0}))
         assert "wait for it, or stop it" in str(caught.value)
         summary = run(slow)
-        output, _ = first.communicate(timeout=60)
+        output, _ = ended(first)
     assert "4 converted, 4 labelled" in output
     assert summary.message == "4 of 4 EOPatches are ready. Nothing was bought; 0 converted, 0 labelled."
     assert only_request(slow, slow_hub).status is BatchRequestStatus.DONE
@@ -213,6 +213,16 @@ def run(parameters: LandCover) -> Summary:
     return summary
 
 
+def ended(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """Output and errors of a run that comes to its end; where it does not, the test fails and shows its threads."""
+    try:
+        return process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)
+        _, threads = process.communicate(timeout=60)
+        raise AssertionError(threads) from None
+
+
 @contextmanager
 def running(parameters: LandCover, folder: Path, **changes: str) -> Iterator[subprocess.Popen[str]]:
     """The command line, in a process group of its own, with the tests' Prefect server unless `changes` say else."""
@@ -220,7 +230,7 @@ def running(parameters: LandCover, folder: Path, **changes: str) -> Iterator[sub
     config.write_text(yaml.safe_dump(parameters.model_dump(mode="json")))
     with subprocess.Popen(
         [PROGRAM, "run", str(config)],
-        env=environment() | changes,
+        env=environment() | {"PYTHONFAULTHANDLER": "1"} | changes,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
