@@ -34,7 +34,7 @@ LONGEST_FIRST = (
     "test_fuzz.py",
     "test_postgres.py",
 )
-"""Files of minutes, in which tests wait for servers most of the time: where files run side by side, they begin first."""
+"""Files of minutes, in which tests wait for servers most of the time: where files run side by side, they are first."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
