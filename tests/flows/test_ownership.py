@@ -140,13 +140,15 @@ def test_a_second_run_waits_for_the_first_or_says_who_has_the_work(
     slow: LandCover, slow_hub: LocalHub, tmp_path: Path
 ) -> None:
     with running(slow, tmp_path) as first:
-        eventually(lambda: lease_path(slow).exists() and lease_of(slow).request_id)
-        with pytest.raises(
-            LeaseHeld, match=rf"being done by run land-cover Small .* \(pid {first.pid}, user"
-        ) as caught:
-            run(changed(slow, run={"wait_minutes": 0}))
+        with faults(slow_hub, tile_seconds=10):
+            eventually(lambda: lease_path(slow).exists() and lease_of(slow).request_id)
+            with pytest.raises(
+                LeaseHeld, match=rf"being done by run land-cover Small .* \(pid {first.pid}, user"
+            ) as caught:
+                run(changed(slow, run={"wait_minutes": 0}))
         assert "wait for it, or stop it" in str(caught.value)
-        summary = run(slow)
+        with faults(slow_hub, tile_seconds=TILE_SECONDS):
+            summary = run(slow)
         output, _ = ended(first)
     assert "4 converted, 4 labelled" in output
     assert summary.message == "4 of 4 EOPatches are ready. Nothing was bought; 0 converted, 0 labelled."
