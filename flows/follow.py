@@ -8,6 +8,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -70,7 +71,7 @@ class Pipeline:
         self._alone: deque[Callable[[], None]] = deque()
         self._lost: set[str] = set()
         self._workers = Workers(order.parameters.run)
-        self._running: dict[UUID, list[tuple[Tile, Callable[[], None]]]] = {}
+        self._running: dict[UUID, tuple[PrefectFuture[Any], Sequence[tuple[Tile, Callable[[], None]]]]] = {}
         self._ended: SimpleQueue[PrefectFuture[Any]] = SimpleQueue()
         self._total = {CONVERSION: 0, LABELLING: 0}  # tiles that this run has to do
         self._done = {CONVERSION: 0, LABELLING: 0}
@@ -89,10 +90,14 @@ class Pipeline:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Take no more tiles, and wait for those in flight: the work is not given back while they are written."""
+        """Take no more tiles, and wait for those in flight: the work is not given back while they are written.
+
+        What has ended already is not asked for: a signal may have cut off whoever was about to note it.
+        """
         try:
-            while self._running:
-                self._running.pop(self._ended.get().task_run_id)
+            for future, _ in self._running.values():
+                with suppress(Exception):  # of workers that were lost; the end of the run tells of those
+                    future.wait()
         finally:
             self._workers.__exit__(kind, error, trace)
 
@@ -177,15 +182,14 @@ class Pipeline:
                 future = self._ended.get(timeout=left)
             except Empty:
                 return
-            self._conclude(self._running.pop(future.task_run_id), future)
+            self._conclude(future)
             self._start()
 
     def work_until_empty(self) -> None:
         """Convert and label all that has been offered."""
         self._start()
         while self._running:
-            future = self._ended.get()
-            self._conclude(self._running.pop(future.task_run_id), future)
+            self._conclude(self._ended.get())
             self._start()
 
     def _start(self) -> None:
@@ -242,11 +246,12 @@ class Pipeline:
         self._watch(tiles, future, [partial(self._label, [tile]) for tile in tiles])
 
     def _watch(self, tiles: Sequence[Tile], future: PrefectFuture[Any], again: Sequence[Callable[[], None]]) -> None:
-        self._running[future.task_run_id] = list(zip(tiles, again, strict=True))
+        self._running[future.task_run_id] = future, list(zip(tiles, again, strict=True))
         future.add_done_callback(self._ended.put)
 
-    def _conclude(self, tiles: Sequence[tuple[Tile, Callable[[], None]]], future: PrefectFuture[Any]) -> None:
+    def _conclude(self, future: PrefectFuture[Any]) -> None:
         """Record what became of tiles' conversion or label, or have them done again, each alone."""
+        _, tiles = self._running.pop(future.task_run_id)
         outcome = self._workers.outcome(future)
         if outcome is LOST:
             for tile, again in tiles:
