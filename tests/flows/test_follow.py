@@ -60,3 +60,19 @@ def test_an_eopatch_is_complete_while_its_request_is_processed(parameters: LandC
         summary = run(parameters)
     assert status.result() == "PROCESSING"
     assert summary.labelled == 4
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.usefixtures("prefect_server")
+def test_a_run_ends_that_is_told_to_when_a_tile_has_ended_and_is_not_noted_yet(
+    parameters: LandCover, small_hub: LocalHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C comes between the end of a tile's task run and its record: nobody tells of that end a second time."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, faults(small_hub, tile_seconds=5), pytest.raises(KeyboardInterrupt):
+        patched.setattr(Pipeline, "_conclude", interrupted)
+        run(parameters)
+    assert run(parameters).labelled == 4
