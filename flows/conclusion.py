@@ -198,8 +198,9 @@ def _message(
 
 
 def _features(order: Order) -> dict[str, tuple[str, ...]]:
-    """Outputs of each DATA feature, by its name."""
-    return {rule.name: rule.outputs for rule in order.mapping.features if rule.feature_type == "data"}
+    """Outputs of each DATA feature, by its name; none where they are not its bands."""
+    rules = [rule for rule in order.mapping.features if rule.feature_type == "data"]
+    return {rule.name: rule.outputs if rule.bands_per_date == 1 else () for rule in rules}
 
 
 def _exists(order: Order, url: str) -> bool:

@@ -24,6 +24,7 @@ from tasks.conversion import (
     FeatureMapping,
     Provenance,
     TileFiles,
+    check_bands,
     check_mapping,
     default_mapping,
     is_converted,
@@ -324,8 +325,9 @@ def _mapping(parameters: LandCover, script: Script) -> FeatureMapping:
     elif script.built_in:
         mapping = land_cover_mapping(imagery.bands, imagery.indices, parameters.patches.band_dtype)
     else:
-        mapping = default_mapping(script.outputs, temporal=script.gives_dates)
+        mapping = default_mapping(script.outputs, temporal=script.gives_dates, bands_per_scene=script.bands_per_scene)
     check_mapping(mapping, [output for output, _, _ in script.outputs])
+    check_bands(mapping, script.outputs, script.bands_per_scene)
     if mapping.temporal and not (script.built_in or script.gives_dates):
         raise InvalidInput(
             f"The feature mapping has features with dates, but the evalscript {imagery.evalscript} has no "

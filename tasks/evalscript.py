@@ -3,6 +3,7 @@
 import importlib.resources
 import json
 import re
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -21,6 +22,8 @@ SampleType = Literal["AUTO", "UINT8", "INT8", "UINT16", "INT16", "FLOAT32"]
 """Sample types of outputs (Sentinel Hub, "Evalscript V3", output object); AUTO is delivered as UINT8."""
 Output = tuple[str, int, SampleType]
 """An output of an evalscript as ``setup`` declares it: id, number of bands, sample type."""
+Tried = dict[str, int]
+"""Number of bands of each output after ``updateOutput``."""
 Band = Literal["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12"]
 
 LAND_COVER_BANDS: tuple[Band, ...] = ("B02", "B03", "B04", "B08", "B11", "B12")
@@ -37,8 +40,19 @@ SETUP_SECONDS = 10.0
 SETUP_BYTES = 1_000_000_000
 """Below V8's own limit, at which it ends the whole process."""
 
-FUNCTIONS = ("setup", "evaluatePixel", "preProcessScenes", "updateOutputMetadata")
+FUNCTIONS = ("setup", "evaluatePixel", "preProcessScenes", "updateOutput", "updateOutputMetadata")
 """Functions of a script that matter before it is sent."""
+TRIED_SCENES = (5, 12)
+"""Numbers of made-up scenes with which ``updateOutput`` is tried."""
+TRY_UPDATE_OUTPUT = """
+((outputs, inputs, count) => {
+  const scenes = Array.from({length: count}, (_, i) => ({date: new Date(Date.UTC(2020, 0, 1 + 5 * i))}));
+  const collections = inputs.map((input, i) => [input.datasource || i, {scenes}]);
+  updateOutput(outputs, Object.assign(Object.fromEntries(collections), {scenes}));
+  return JSON.stringify(outputs);
+})
+"""
+"""Gives the outputs as a script sets them: its argument is {id: {bands}}, and scenes with their dates."""
 
 GLOBALS = """
 var Mosaicking = {SIMPLE: "SIMPLE", ORBIT: "ORBIT", TILE: "TILE"};
@@ -135,7 +149,9 @@ class Script:
 
     Attributes:
         source: the text, as the service gets it.
-        outputs: what ``setup`` declares: id, number of bands, sample type.
+        outputs: what ``setup`` declares, or ``updateOutput`` sets in its stead: id, number of bands, sample type.
+        bands_per_scene: of the outputs whose number of bands ``updateOutput`` makes grow with the number of scenes; 0
+            where they do not grow in proportion, or where it cannot be tried.
         input_bands: names of the bands it reads, ``dataMask`` included.
         mosaicking: SIMPLE (one sample a pixel), ORBIT or TILE (one a day or scene, and so many times the price).
         drops_scenes: whether it has ``preProcessScenes``, which may leave out scenes; they cost nothing then.
@@ -145,6 +161,7 @@ class Script:
 
     source: str
     outputs: tuple[Output, ...]
+    bands_per_scene: Mapping[str, int]
     input_bands: tuple[str, ...]
     mosaicking: str
     drops_scenes: bool
@@ -204,11 +221,13 @@ def _read_setup(source: str, name: str, *, built_in: bool) -> Script:
     if not VERSION_3.search(source):
         raise InvalidInput(f"The evalscript {name} does not say that it is V3; let it begin with //VERSION=3.")
     with ThreadPoolExecutor(1) as aside:  # V8's time limit does not work in a thread that has an event loop: notebooks
-        declared, functions = aside.submit(_run_setup, source, name).result()
+        declared, functions, tries = aside.submit(_run_setup, source, name).result()
     try:
+        outputs = _outputs(declared.get("output"))
         return Script(
             source=source,
-            outputs=_outputs(declared.get("output")),
+            outputs=tuple((output, _fixed(output, bands, tries), kind) for output, bands, kind in outputs),
+            bands_per_scene=_bands_per_scene([output for output, _, _ in outputs], tries),
             input_bands=_input_bands(declared.get("input")),
             mosaicking=_mosaicking(declared),
             drops_scenes="preProcessScenes" in functions,
@@ -219,8 +238,8 @@ def _read_setup(source: str, name: str, *, built_in: bool) -> Script:
         raise InvalidInput(f"setup() of the evalscript {name} is not as V3 wants it: {error}.") from error
 
 
-def _run_setup(source: str, name: str) -> tuple[dict[str, Any], set[str]]:
-    """What ``setup`` returns, and which of the functions of V3 the script has."""
+def _run_setup(source: str, name: str) -> tuple[dict[str, Any], set[str], list[Tried]]:
+    """What ``setup`` returns, which of the functions of V3 the script has, and what ``updateOutput`` sets."""
     engine = MiniRacer()
     engine.set_hard_memory_limit(SETUP_BYTES)
     try:
@@ -230,6 +249,7 @@ def _run_setup(source: str, name: str) -> tuple[dict[str, Any], set[str]]:
         if not functions >= {"setup", "evaluatePixel"}:
             raise InvalidInput(f"The evalscript {name} lacks a function setup or evaluatePixel; both are needed in V3.")
         declared = json.loads(str(engine.eval("JSON.stringify(setup()) || 'null'", timeout_sec=SETUP_SECONDS)))
+        tries = [_tried(engine, declared, count) for count in TRIED_SCENES if "updateOutput" in functions]
     except JSEvalException as error:
         raise InvalidInput(f"The evalscript {name} does not run: {_first_lines(error)}") from error
     finally:
@@ -238,7 +258,37 @@ def _run_setup(source: str, name: str) -> tuple[dict[str, Any], set[str]]:
         raise InvalidInput(
             f"setup() of the evalscript {name} returns {declared!r}; an object with input and output is needed."
         )
-    return declared, functions
+    return declared, functions, tries
+
+
+def _tried(engine: MiniRacer, declared: Any, scenes: int) -> Tried:
+    """What ``updateOutput`` makes of the numbers of bands; nothing where it fails, which made-up scenes may cause."""
+    try:
+        listed = declared["output"] if isinstance(declared["output"], list) else [declared["output"]]
+        outputs = {one.get("id", "default"): {"bands": one["bands"]} for one in listed}
+        inputs = declared["input"] if isinstance(declared["input"], list) else [declared["input"]]
+        call = f"{TRY_UPDATE_OUTPUT}({json.dumps(outputs)}, {json.dumps(inputs)}, {scenes})"
+        told = json.loads(str(engine.eval(call, timeout_sec=SETUP_SECONDS)))
+        return {output: int(one["bands"]) for output, one in told.items()}
+    except (JSEvalException, AttributeError, KeyError, TypeError, ValueError):
+        return {}
+
+
+def _fixed(output: str, declared: int, tries: list[Tried]) -> int:
+    """The number of bands that ``updateOutput`` sets whatever the scenes, else the declared one."""
+    counts = {tried.get(output, 0) for tried in tries}
+    return max(counts) if len(counts) == 1 and max(counts) > 0 else declared
+
+
+def _bands_per_scene(outputs: list[str], tries: list[Tried]) -> dict[str, int]:
+    """See :class:`Script`."""
+    found = {}
+    for output in outputs:
+        counts = [tried.get(output, 0) for tried in tries]
+        if len(set(counts)) > 1 or 0 in counts:
+            a_scene = {count / scenes for count, scenes in zip(counts, TRIED_SCENES, strict=True)}
+            found[output] = int(max(a_scene)) if len(a_scene) == 1 and max(a_scene) % 1 == 0 else 0
+    return found
 
 
 def _first_lines(error: JSEvalException) -> str:

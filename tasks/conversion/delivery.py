@@ -102,13 +102,20 @@ class Delivery:
             return bytes(content.read_at(0, content.size))
 
     def planes(
-        self, output: str, bands: int | None = None, sample_type: SampleType | None = None, *, together: int = 1
+        self,
+        output: str,
+        dates: int | None = None,
+        sample_type: SampleType | None = None,
+        *,
+        per_date: int = 1,
+        together: int = 1,
     ) -> Planes:
         """All numbers of an output's file, shape (bands, height, width); None leaves a property unchecked.
 
         Args:
             output: id.
-            bands: how many the file must have.
+            dates: how many the file must have.
+            per_date: how many bands it must have for each date.
             sample_type: that the file must have.
             together: how many outputs of this size are needed at the same time.
         """
@@ -119,7 +126,8 @@ class Delivery:
         with self.open(output, path) as content:
             try:
                 with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"), content.opened_by_gdal() as raster:
-                    self._check(raster, path, bands, sample_type)
+                    self._check(raster, path, sample_type)
+                    self._check_bands(raster, path, dates, per_date)
                     shape = (raster.count, raster.height, raster.width)
                     planes = new_planes(shape, np.dtype(raster.dtypes[0]), together, self.scratch)
                     _decode(content, raster, planes)
@@ -137,7 +145,7 @@ class Delivery:
         """An error of a file that may come whole when it is ordered again."""
         return DeliveryError(str(self.fault(path, problem)))
 
-    def _check(self, raster: DatasetReader, path: str, bands: int | None, sample_type: SampleType | None) -> None:
+    def _check(self, raster: DatasetReader, path: str, sample_type: SampleType | None) -> None:
         tile = self.tile
         if (raster.width, raster.height) != (tile.width, tile.height):
             came, expected = f"{raster.width} x {raster.height}", f"{tile.width} x {tile.height}"
@@ -146,10 +154,13 @@ class Delivery:
             raise self.fault(path, f"is in {raster.crs or 'no CRS'}, expected EPSG:{tile.epsg}")
         if not _same_place(raster, tile):
             raise self.fault(path, f"has bounds {tuple(raster.bounds)}, expected {tile.bounds}")
-        if bands is not None and raster.count != bands:
-            raise self.fault(path, f"has {raster.count} bands, expected {bands}, one per date")
         if sample_type is not None and set(raster.dtypes) != {stored_type(sample_type)}:
             raise self.fault(path, f"holds {raster.dtypes[0]}, expected {stored_type(sample_type)}")
+
+    def _check_bands(self, raster: DatasetReader, path: str, dates: int | None, per_date: int) -> None:
+        if dates is not None and raster.count != dates * per_date:
+            each = "one per date" if per_date == 1 else f"{per_date} for each of {dates} dates"
+            raise self.fault(path, f"has {raster.count} bands, expected {dates * per_date}, {each}")
 
 
 def _decode(content: Content, raster: DatasetReader, planes: Planes) -> None:

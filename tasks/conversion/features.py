@@ -111,8 +111,8 @@ def features(delivery: Delivery, mapping: FeatureMapping, dates: Dates, quality:
 def empty_features(tile: Tile, mapping: FeatureMapping, dates: Dates) -> Iterator[Feature]:
     """Give every feature of a tile without data: zeros; a timeless feature gets one band per output."""
     shape = (len(dates.timestamps), tile.height, tile.width)
-    rules = [(rule, (*shape[0 if rule.temporal else 1 :], len(rule.outputs))) for rule in mapping.features]
-    for rule, rule_shape in rules:
+    for rule in mapping.features:
+        rule_shape = (*shape[0 if rule.temporal else 1 :], len(rule.outputs) * rule.bands_per_date)
         yield Feature(rule.feature_type, rule.name, _zeros(rule_shape, np.dtype(rule.dtype), temporal=rule.temporal))
     if mapping.quality_output is not None:
         for name in ("IS_DATA", "IS_VALID"):
@@ -168,8 +168,8 @@ class _Loader:
     def _load(self, rule: FeatureRule, output: str) -> Planes:
         if self._quality is not None and output == self._mapping.quality_output:
             return self._quality
-        bands = len(self._dates.order) if rule.temporal else None
-        return self._delivery.planes(output, bands, rule.sample_type, together=_most_outputs(self._mapping))
+        dates, together = len(self._dates.order) if rule.temporal else None, _most_outputs(self._mapping)
+        return self._delivery.planes(output, dates, rule.sample_type, per_date=rule.bands_per_date, together=together)
 
 
 def _source(
@@ -177,18 +177,14 @@ def _source(
 ) -> ArraySource:
     """The values of a feature; the one place where GeoTIFF's axes become eo-learn's.
 
-    Files are (date, row, column) and become (time, height, width, band), time ascending, one band per file. Files of
-    timeless features are (band, row, column) and become (height, width, band), the bands of all files in a row.
+    Files are (date, row, column), or have several bands for each date, and become (time, height, width, band), time
+    ascending, the bands of all files in a row. Files of timeless features are (band, row, column) and become (height,
+    width, band) likewise.
     """
-
-    def layers(frame: int) -> list[NDArray[Any]]:
-        if rule.temporal:
-            return [file.numbers[dates.order[frame]] for file in planes]
-        return [layer for file in planes for layer in file.numbers]
 
     def read(frame: int, first: int, last: int) -> NDArray[Any]:
         numbers = np.empty((last - first, tile.width, bands), np.result_type(*(file.numbers for file in planes)))
-        for band, layer in enumerate(layers(frame)):
+        for band, layer in enumerate(layer for file in planes for layer in file.numbers[positions(frame)]):
             numbers[:, :, band] = layer[first:last]
         values = _decoded(tile, numbers, rule)
         if rule.temporal and quality is not None:
@@ -201,11 +197,14 @@ def _source(
 
     def finished(frame: int) -> None:
         for file in own:
-            file.forget(dates.order[frame])
+            file.forget(positions(frame))
+
+    def positions(frame: int) -> slice:
+        return rule.positions(dates.order[frame], len(dates.order)) if rule.temporal else slice(None)
 
     used = set(planes) if quality is None else {*planes, quality}
     own = used - {quality} if rule.temporal else set()  # the quality is needed by all features
-    bands = len(planes) if rule.temporal else sum(len(file.numbers) for file in planes)
+    bands = len(planes) * rule.bands_per_date if rule.temporal else sum(len(file.numbers) for file in planes)
     time = (len(dates.order),) if rule.temporal else ()
     return ArraySource((*time, tile.height, tile.width, bands), np.dtype(rule.dtype), rule.temporal, read, finished)
 

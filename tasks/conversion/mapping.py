@@ -1,7 +1,7 @@
 """Which features an EOPatch gets: a declarative mapping from an evalscript's outputs, and two builders of it."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -40,6 +40,21 @@ class FeatureRule(BaseModel):
         examples=[["B02", "B03", "B04"]],
         min_length=1,
     )
+    bands_per_date: int = Field(
+        default=1,
+        title="Bands per date",
+        description="How many bands the files have for each date; along the band axis stand those of the first output, "
+        "then those of the second. Of features with dates only.",
+        examples=[4],
+        ge=1,
+    )
+    band_order: Literal["by date", "by band"] = Field(
+        default="by date",
+        title="Order of the bands in a file",
+        description="Where there are several bands per date. by date: all bands of the first date, then those of the "
+        "second. by band: the first band of all dates, then the second of all dates.",
+        examples=["by date"],
+    )
     scale: float = Field(
         default=1.0, title="Scale", description="Factor from delivered numbers to values.", examples=[REFLECTANCE_SCALE]
     )
@@ -68,10 +83,25 @@ class FeatureRule(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _dates_have_bands(self) -> Self:
+        if self.bands_per_date > 1 and not self.temporal:
+            raise ValueError(
+                f"Feature {self.name} is a {self.feature_type}, which has no dates and takes all bands of a file, but "
+                f"its bands_per_date is {self.bands_per_date}; leave that out"
+            )
+        return self
+
     @property
     def temporal(self) -> bool:
         """Whether the feature has a time axis."""
         return not self.feature_type.endswith("_timeless")
+
+    def positions(self, date: int, dates: int) -> slice:
+        """Where a date's bands stand in a file of so many dates."""
+        if self.band_order == "by date":
+            return slice(date * self.bands_per_date, (date + 1) * self.bands_per_date)
+        return slice(date, dates * self.bands_per_date, dates)
 
 
 class FeatureMapping(BaseModel):
@@ -106,6 +136,16 @@ class FeatureMapping(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _quality_has_a_band_per_date(self) -> Self:
+        for rule in self.features:
+            if self.quality_output in rule.outputs and rule.bands_per_date > 1:
+                raise ValueError(
+                    f"Feature {rule.name} has {rule.bands_per_date} bands per date, but the quality output "
+                    f"{self.quality_output}, which it takes, has one; give either its own"
+                )
+        return self
+
     @property
     def outputs(self) -> frozenset[str]:
         """Ids of all outputs that the mapping needs."""
@@ -119,8 +159,13 @@ class FeatureMapping(BaseModel):
 
     @property
     def sha256(self) -> str:
-        """Hash that changes with any rule."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        """Hash that changes with any rule; what earlier versions did not have counts only where it says something."""
+        new = {
+            place: {"bands_per_date", "band_order"}
+            for place, rule in enumerate(self.features)
+            if rule.bands_per_date == 1
+        }
+        return hashlib.sha256(self.model_dump_json(exclude={"features": new}).encode()).hexdigest()
 
 
 def land_cover_mapping(
@@ -157,20 +202,33 @@ def _index_rule(index: str) -> FeatureRule:
     )
 
 
-def default_mapping(outputs: Sequence[Output], *, temporal: bool = True) -> FeatureMapping:
+def default_mapping(
+    outputs: Sequence[Output], *, temporal: bool = True, bands_per_scene: Mapping[str, int] | None = None
+) -> FeatureMapping:
     """Give a mapping for any evalscript: each output becomes a DATA feature of its own name, numbers as delivered.
 
-    An output's bands are dates, except where it has a single band and another output has several: that one is
-    timeless. An output named QUALITY becomes a mask and the mapping's quality output.
+    An output's bands are dates, except where it has a single band and another output has several, or as many as there
+    are scenes: that one is timeless. An output named QUALITY becomes a mask and the mapping's quality output.
 
     Args:
         outputs: as ``setup`` declares them.
         temporal: False for a script that gives no dates (no ``userdata.json``): every output is timeless.
+        bands_per_scene: of the outputs that grow with the number of scenes, see `tasks.evalscript.Script`.
+
+    Raises:
+        InvalidInput: an output has several bands per scene, and their order is not known.
     """
-    several = max((bands for _, bands, _ in outputs), default=1) > 1
+    growing = bands_per_scene or {}
+    unordered = [f"{output} ({bands})" for output, bands in growing.items() if temporal and bands > 1]
+    if unordered:
+        raise InvalidInput(
+            f"The evalscript's outputs {', '.join(unordered)} have several bands per scene, as many as stand in "
+            "brackets; give a feature mapping that says their bands_per_date and band_order."
+        )
+    several = bool(growing) or max((bands for _, bands, _ in outputs), default=1) > 1
     rules = tuple(
         FeatureRule(
-            feature_type=_default_type(output, temporal=temporal and (bands > 1 or not several)),
+            feature_type=_default_type(output, temporal=temporal and (output in growing or bands > 1 or not several)),
             name=output,
             outputs=(output,),
             dtype=stored_type(sample_type),
@@ -199,6 +257,44 @@ def check_mapping(mapping: FeatureMapping, outputs: Iterable[str]) -> None:
         raise InvalidInput(
             f"The evalscript's outputs {', '.join(unused)} are in no feature of the mapping; add a feature for each, "
             "or remove them from the script's setup() so that they are not paid for."
+        )
+
+
+def check_bands(mapping: FeatureMapping, outputs: Iterable[Output], bands_per_scene: Mapping[str, int]) -> None:
+    """Check that all features with dates have the same dates, as far as the script tells numbers of bands.
+
+    Args:
+        mapping: of these outputs.
+        outputs: as ``setup`` declares them.
+        bands_per_scene: of the outputs that grow with the number of scenes, see `tasks.evalscript.Script`.
+
+    Raises:
+        InvalidInput: an output has no whole number of dates, or another one than the others.
+    """
+    per_date = [(output, rule.bands_per_date) for rule in mapping.features if rule.temporal for output in rule.outputs]
+    if mapping.quality_output is not None:
+        per_date.append((mapping.quality_output, 1))
+    fixed = {output: bands for output, bands, _ in outputs if output not in bands_per_scene}
+    _check_dates(per_date, fixed, "")
+    _check_dates(per_date, {output: bands for output, bands in bands_per_scene.items() if bands}, " per scene")
+
+
+def _check_dates(per_date: Iterable[tuple[str, int]], bands: Mapping[str, int], unit: str) -> None:
+    """Check those outputs whose number of bands is known."""
+    dates = {}
+    for output, each in per_date:
+        if bands.get(output, 0) % each:
+            raise InvalidInput(
+                f"Output {output} of the evalscript has {bands[output]} bands{unit}, but its feature has "
+                f"bands_per_date {each}, of which that is no multiple; correct either."
+            )
+        if output in bands:
+            dates[output] = bands[output] // each
+    if len(set(dates.values())) > 1:
+        told = ", ".join(f"{output} {count}" for output, count in sorted(dates.items()))
+        raise InvalidInput(
+            "All features with dates must have the same dates, but by the evalscript's numbers of bands these outputs "
+            f"have so many dates{unit}: {told}. Correct feature types or bands_per_date of the feature mapping."
         )
 
 

@@ -23,12 +23,12 @@ class Planes:
     Attributes:
         numbers: (band, row, column); may lie in a file that is mapped into memory.
         release: call it after work on a part: what is mapped goes back to the disk and no longer counts as memory.
-        forget: call it for a band whose numbers are not needed any more: they are lost, and their memory is free.
+        forget: call it for bands whose numbers are not needed any more: they are lost, and their memory is free.
     """
 
     numbers: NDArray[Any]
     release: Callable[[], None]
-    forget: Callable[[int], None]
+    forget: Callable[[slice], None]
 
 
 def new_planes(shape: tuple[int, int, int], dtype: np.dtype[Any], together: int, scratch: Path) -> Planes:
@@ -48,7 +48,7 @@ def new_planes(shape: tuple[int, int, int], dtype: np.dtype[Any], together: int,
         memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             memory.madvise(mmap.MADV_HUGEPAGE)
-        return Planes(np.frombuffer(memory, dtype).reshape(shape), lambda: None, _forgetting(memory, size // shape[0]))
+        return Planes(np.frombuffer(memory, dtype).reshape(shape), lambda: None, _forgetting(memory, shape[0]))
     with tempfile.TemporaryFile(dir=scratch) as file:
         os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error now, and no signal later
         memory = mmap.mmap(file.fileno(), size)
@@ -56,12 +56,14 @@ def new_planes(shape: tuple[int, int, int], dtype: np.dtype[Any], together: int,
     return Planes(numbers, lambda: memory.madvise(mmap.MADV_DONTNEED), lambda _: None)
 
 
-def _forgetting(memory: mmap.mmap, band_bytes: int) -> Callable[[int], None]:
-    """Give back the memory of a band, but for the pages that it shares with its neighbours."""
+def _forgetting(memory: mmap.mmap, bands: int) -> Callable[[slice], None]:
+    """Give back the memory of bands, but for the pages that they share with their neighbours."""
+    size = len(memory) // bands
 
-    def forget(band: int) -> None:
-        first, last = -(-band * band_bytes // PAGE) * PAGE, (band + 1) * band_bytes // PAGE * PAGE
-        if last > first:
-            memory.madvise(mmap.MADV_DONTNEED, first, last - first)
+    def forget(gone: slice) -> None:
+        for band in range(bands)[gone]:
+            first, last = -(-band * size // PAGE) * PAGE, (band + 1) * size // PAGE * PAGE
+            if last > first:
+                memory.madvise(mmap.MADV_DONTNEED, first, last - first)
 
     return forget

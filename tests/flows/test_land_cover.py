@@ -229,6 +229,51 @@ def test_an_own_evalscript_needs_no_mapping_and_no_reference(parameters: LandCov
     assert patch.get_features() == [(FeatureType.DATA_TIMELESS, "RED"), (FeatureType.META_INFO, "BATCH")]
 
 
+STACKS = """//VERSION=3
+function setup() {
+  return {
+    input: [{bands: ["B04", "B08"], units: "DN"}],
+    output: ["RED", "PAIR", "HIGHEST"].map((id) => ({id, bands: 1, sampleType: "UINT16"})),
+    mosaicking: "ORBIT",
+  };
+}
+function updateOutput(outputs, collection) {
+  outputs.RED.bands = collection.scenes.length;
+  outputs.PAIR.bands = 2 * collection.scenes.length;
+}
+function evaluatePixel(samples) {
+  const red = samples.map((sample) => sample.B04);
+  return {RED: red, PAIR: samples.flatMap((s) => [s.B04, s.B08]), HIGHEST: [Math.max(...red)]};
+}
+function updateOutputMetadata(scenes, input, output) {
+  output.userData = {timestamps: scenes.orbits.map((orbit) => orbit.dateFrom)};
+}
+"""
+
+
+def test_outputs_that_grow_with_the_scenes_become_features_with_their_dates(parameters: LandCover, tmp_path: Path):
+    script = tmp_path / "stacks.js"
+    script.write_text(STACKS)
+    own = parameters.model_dump() | {"imagery": {"evalscript": str(script)}, "reference": None}
+    with pytest.raises(InvalidInput, match=r"outputs PAIR \(2\) have several bands per scene"):
+        run(LandCover.model_validate(own))
+    assert requests_of(parameters) == []
+    rules = [("data", "RED", 1), ("data", "PAIR", 2), ("data_timeless", "HIGHEST", 1)]
+    features = [
+        {"feature_type": kind, "name": name, "outputs": [name], "bands_per_date": bands, "dtype": "uint16"}
+        for kind, name, bands in rules
+    ]
+    run(LandCover.model_validate(own | {"features": {"features": features, "quality_output": None}}))
+    patch = load(parameters, "t0")
+    red = patch.data["RED"][..., 0]
+    assert len(red) == len(patch.timestamps or []) > 1
+    assert patch.timestamps == sorted(patch.timestamps or [])
+    assert patch.data["PAIR"].shape == (*red.shape, 2)
+    np.testing.assert_array_equal(patch.data["PAIR"][..., 0], red)
+    np.testing.assert_array_equal(patch.data_timeless["HIGHEST"][..., 0], red.max(axis=0))
+    assert red.any()
+
+
 def test_a_price_above_the_cap_is_refused_before_anything_is_created(parameters: LandCover):
     capped = parameters.model_copy(update={"limits": parameters.limits.model_copy(update={"max_pu": 1.0})})
     with pytest.raises(BudgetExceeded, match=r"4 tiles may cost up to 100 PU, but limits.max_pu is 1"):

@@ -26,6 +26,7 @@ from tasks.conversion import (
     FeatureRule,
     PatchOptions,
     TileFiles,
+    check_bands,
     check_mapping,
     convert,
     convert_tile,
@@ -601,6 +602,101 @@ def test_a_script_without_dates_gives_timeless_features_of_all_its_bands(tmp_pat
     assert patch.timestamps is None
 
 
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "tiles, pixel": {"blockxsize": 16, "blockysize": 16},
+    "tiles, band": {"blockxsize": 16, "blockysize": 16, "interleave": "band"},
+    "strips, pixel": {"tiled": False, "blockxsize": None, "blockysize": 5},
+    "strips, band": {"tiled": False, "blockxsize": None, "blockysize": 5, "interleave": "band"},
+    "read by GDAL": {"compress": "lzw"},
+}
+
+
+@pytest.mark.parametrize("options", [NPY, ZARR])
+@pytest.mark.parametrize("order", ["by date", "by band"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_files_with_several_bands_per_date_become_one_feature(
+    tmp_path: Path, folder: str, outputs: dict[str, np.ndarray], layout: str, order: str, options: PatchOptions
+) -> None:
+    dated = np.stack([outputs[band] for band in ("B02", "B03", "B04")], axis=1)  # (date, band, row, column)
+    bands = dated if order == "by date" else dated.swapaxes(0, 1)
+    files = {"RGB": bands.reshape(-1, TILE.height, TILE.width), "QUALITY": outputs["QUALITY"]}
+    more = np.arange(2 * COUNT * TILE.height * TILE.width, dtype=np.uint16).reshape(2 * COUNT, TILE.height, TILE.width)
+    two = FeatureRule(feature_type="data", name="TWO", outputs=("A", "B"), bands_per_date=2, dtype="uint16")
+    scaled = {"scale": 1e-4, "bands_per_date": 3, "band_order": order, "sample_type": "UINT16"}
+    rgb = FeatureRule(feature_type="data", name="RGB", outputs=("RGB",), **scaled)
+    shuffle = [2, 0, 3, 1]
+    times = [dates(COUNT)[position] for position in shuffle]
+    delivered = deliver(tmp_path / "tile", files | {"A": more, "B": more + 1}, TILE, times, **LAYOUTS[layout])
+
+    run(delivered, folder, FeatureMapping(features=(rgb, two)), options)
+
+    patch, back = EOPatch.load(folder), np.argsort(shuffle)
+    has_data = outputs["QUALITY"][back, ..., np.newaxis] > 0
+    expected = np.where(has_data, np.moveaxis(dated, 1, -1)[back] * 1e-4, 0)
+    np.testing.assert_array_equal(patch.data["RGB"], expected.astype(np.float32))
+    pairs = np.moveaxis(more.reshape(COUNT, 2, TILE.height, TILE.width), 1, -1)[back]
+    np.testing.assert_array_equal(patch.data["TWO"], np.where(has_data, np.concatenate([pairs, pairs + 1], -1), 0))
+
+
+def test_an_empty_patch_has_as_many_bands_as_those_with_data(folder: str) -> None:
+    rule = FeatureRule(feature_type="data", name="X", outputs=("A", "B"), bands_per_date=3)
+    nothing = TileFiles({}, None, tuple(dates(COUNT)))
+
+    run(nothing, folder, FeatureMapping(features=(rule,)), PatchOptions(keep_empty=True))
+
+    assert EOPatch.load(folder).data["X"].shape == (COUNT, TILE.height, TILE.width, 6)
+
+
+def test_a_file_without_all_bands_of_each_date_is_named(delivered: TileFiles, folder: str) -> None:
+    rule = FeatureRule(feature_type="data", name="X", outputs=("B02",), bands_per_date=3)
+
+    with pytest.raises(TileError, match=r"B02\.tif has 4 bands, expected 12, 3 for each of 4 dates"):
+        run(delivered, folder, FeatureMapping(features=(rule,)))
+
+
+@pytest.mark.parametrize(
+    ("bands_per_date", "outputs", "per_scene", "message"),
+    [
+        (3, [("X", 75, "UINT16"), ("QUALITY", 25, "UINT8")], {}, None),
+        (3, [("X", 1, "UINT16"), ("QUALITY", 1, "UINT8")], {"X": 3, "QUALITY": 1}, None),
+        (3, [("X", 1, "UINT16"), ("QUALITY", 1, "UINT8")], {"X": 0, "QUALITY": 1}, None),
+        (
+            3,
+            [("X", 25, "UINT16"), ("QUALITY", 25, "UINT8")],
+            {},
+            "X of the evalscript has 25 bands, but .*bands_per_date 3",
+        ),
+        (1, [("X", 75, "UINT16"), ("QUALITY", 25, "UINT8")], {}, "have so many dates: QUALITY 25, X 75. Correct"),
+        (1, [("X", 1, "UINT16"), ("QUALITY", 1, "UINT8")], {"X": 3, "QUALITY": 1}, "dates per scene: QUALITY 1, X 3"),
+        (2, [("X", 1, "UINT16"), ("QUALITY", 1, "UINT8")], {"X": 3, "QUALITY": 1}, "has 3 bands per scene, but its"),
+    ],
+)
+def test_numbers_of_bands_that_cannot_be_of_the_same_dates_are_told_before_anything_is_bought(
+    bands_per_date: int, outputs: list[Any], per_scene: dict[str, int], message: str | None
+) -> None:
+    rule = FeatureRule(feature_type="data", name="X", outputs=("X",), bands_per_date=bands_per_date)
+    mapping = FeatureMapping(features=(rule,))
+
+    if message is None:
+        check_bands(mapping, outputs, per_scene)
+    else:
+        with pytest.raises(InvalidInput, match=message):
+            check_bands(mapping, outputs, per_scene)
+
+
+def test_by_default_what_grows_with_the_scenes_has_dates_and_a_single_band_beside_it_has_none() -> None:
+    outputs: list[Any] = [("B04", 1, "UINT16"), ("MAX", 1, "FLOAT32"), ("QUALITY", 1, "UINT8")]
+
+    mapping = default_mapping(outputs, bands_per_scene={"B04": 1, "QUALITY": 1})
+
+    kinds = {rule.name: rule.feature_type for rule in mapping.features}
+    assert kinds == {"B04": "data", "MAX": "data_timeless", "QUALITY": "mask"}
+    timeless = default_mapping(outputs, temporal=False, bands_per_scene={"B04": 2})
+    assert {rule.feature_type for rule in timeless.features} == {"data_timeless"}
+    with pytest.raises(InvalidInput, match=r"outputs B04 \(2\) have several bands per scene, .* band_order"):
+        default_mapping(outputs, bands_per_scene={"B04": 2, "QUALITY": 1})
+
+
 def test_outputs_of_a_single_date_each_are_temporal() -> None:
     mapping = default_mapping([("B02", 1, "UINT16"), ("QUALITY", 1, "UINT8")])
 
@@ -640,6 +736,14 @@ def test_a_mapping_and_a_script_must_name_the_same_outputs() -> None:
             "mask/is_data occurs twice",
         ),
         ([], "at least 1 item"),
+        (
+            [{"feature_type": "data_timeless", "name": "X", "outputs": ["A"], "bands_per_date": 2}],
+            "has no dates and takes all bands of a file, but its bands_per_date is 2",
+        ),
+        (
+            [{"feature_type": "data", "name": "X", "outputs": ["QUALITY"], "bands_per_date": 2}],
+            "but the quality output QUALITY, which it takes, has one",
+        ),
     ],
 )
 def test_a_mapping_that_cannot_become_an_eopatch_is_refused(rules: list[dict[str, Any]], message: str) -> None:
@@ -650,6 +754,11 @@ def test_a_mapping_that_cannot_become_an_eopatch_is_refused(rules: list[dict[str
 def test_mappings_have_an_identity_that_survives_json() -> None:
     assert FeatureMapping.model_validate_json(MAPPING.model_dump_json()).sha256 == MAPPING.sha256
     assert land_cover_mapping(BANDS[::-1], INDICES).sha256 != MAPPING.sha256
+    assert MAPPING.sha256.startswith("f6b1c86e5e1a8350"), "EOPatches of earlier versions would be made again"
+    rule = {"feature_type": "data", "name": "X", "outputs": ["A"]}
+    several = [rule | {"bands_per_date": 2, "band_order": order} for order in ("by date", "by band")]
+    mappings = [FeatureMapping.model_validate({"features": [one]}) for one in (rule, *several)]
+    assert len({mapping.sha256 for mapping in mappings}) == 3
 
 
 def test_the_order_of_bands_is_that_of_the_mapping(

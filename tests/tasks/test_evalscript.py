@@ -125,6 +125,38 @@ def test_whether_scenes_may_be_left_out_is_read_because_they_cost_nothing_then(t
     assert own(tmp_path, source + "const preProcessScenes = (collections) => collections;\n").drops_scenes
 
 
+STACKS = """{input: [{bands: ["B04"], datasource: "a"}, {bands: ["B08"], datasource: "b"}], mosaicking: "ORBIT",
+  output: [{id: "A", bands: 1}, {id: "B", bands: 1}, {id: "C", bands: 2}]}"""
+
+
+@pytest.mark.parametrize(
+    ("body", "per_scene", "bands"),
+    [
+        ("", {}, [1, 1, 2]),
+        ("outputs.A.bands = collection.scenes.length;", {"A": 1}, [1, 1, 2]),
+        ("outputs.A.bands = 4 * collection.a.scenes.length; outputs.B.bands = 25;", {"A": 4}, [1, 25, 2]),
+        (
+            "for (const one of Object.values(outputs)) one.bands *= collection.b.scenes.length",
+            {"A": 1, "B": 1, "C": 2},
+            None,
+        ),
+        ("outputs.B.bands = new Set(collection.scenes.map((s) => s.date.getUTCMonth())).size", {"B": 0}, None),
+        ("outputs.C.bands = collection.scenes.length / 2", {"C": 0}, None),
+        ("outputs.D.bands = 3", {"A": 0, "B": 0, "C": 0}, None),
+        ("while (true) {}", {"A": 0, "B": 0, "C": 0}, None),
+        ("outputs.A = null", {"A": 0, "B": 0, "C": 0}, None),
+    ],
+)
+def test_what_update_output_makes_of_the_bands_is_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, per_scene: dict[str, int], bands: list[int] | None
+) -> None:
+    monkeypatch.setattr("tasks.evalscript.SETUP_SECONDS", 0.5)
+    script = own(tmp_path, f"{with_setup(STACKS)}function updateOutput(outputs, collection) {{ {body} }}\n")
+
+    assert script.bands_per_scene == per_scene
+    assert [count for _, count, _ in script.outputs] == (bands or [1, 1, 2])
+
+
 def test_a_script_of_ones_own_is_sent_as_it_stands(tmp_path: Path) -> None:
     source = "// é\n" + with_setup('{input: ["B04"], output: {bands: 1}}')
     assert own(tmp_path, source).source == source
