@@ -34,6 +34,7 @@ import botocore.exceptions
 from botocore.exceptions import BotoCoreError
 from eolearn.core.constants import FeatureType
 from eolearn.core.eodata import EOPatch
+from fs.osfs import OSFS
 from fsspec import AbstractFileSystem
 from fsspec.exceptions import FSTimeoutError
 from fsspec.implementations.local import LocalFileSystem
@@ -220,7 +221,8 @@ def save_features(patch: EOPatch, folder: Path, file_format: FileFormat) -> None
             save_array(source, folder / feature_type.value / name, file_format)
         else:
             rest[feature_type, name] = patch[feature_type, name]
-    rest.save(str(folder), save_timestamps=bool(patch.timestamps))
+    # by its path, the folder would be opened by a search through all installed packages
+    rest.save("/", filesystem=OSFS(str(folder), create=True), save_timestamps=bool(patch.timestamps))
 
 
 def file_identity(files: AbstractFileSystem, path: str) -> dict[str, int | str]:

@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+import pyarrow as pa
 import shapely
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.features import rasterize
 
 from tasks.grid import Tile
+from tasks.reference.shapes import single_rings
 
 PIXELS_AT_ONCE = 4_000_000
 """Pixels of polygons that are painted at a time: what polygons that cover each other many times need in memory."""
@@ -30,7 +32,7 @@ _COLUMN_BITS, _COLUMNS = 20, 2**20 - 1
 
 @dataclass(frozen=True, slots=True)
 class Spans:
-    """Stretches of pixels to be filled, in the order of their polygons.
+    """Stretches of pixels to be filled.
 
     Attributes:
         polygon: number of the polygon.
@@ -71,19 +73,19 @@ class Burned:
     overlapping: NDArray[np.int64]
 
 
-def burn(polygons: NDArray[np.object_], ids: NDArray[np.integer], tile: Tile, *, all_touched: bool = False) -> Burned:
+def burn(wkb: pa.Array, ids: NDArray[np.integer], tile: Tile, *, all_touched: bool = False) -> Burned:
     """Give each pixel of a tile the class of the polygon that it belongs to; the last one wins where several do.
 
     Args:
-        polygons: polygons and multipolygons in the tile's CRS, not empty.
+        wkb: polygons and multipolygons in the tile's CRS, not empty.
         ids: their classes, 0 to 255.
         tile: the raster.
         all_touched: whether a pixel belongs to a polygon that only touches it, by GDAL's rule for that; overlaps are
             told by the pixels' centres all the same.
     """
-    burned = _painted(_spans(polygons, tile), ids.astype(np.uint8), tile)
-    if all_touched and len(polygons):
-        shapes = zip(polygons, ids.tolist(), strict=True)
+    burned = _painted(_spans(wkb, tile), ids.astype(np.uint8), tile)
+    if all_touched and len(wkb):
+        shapes = zip(_polygons(wkb), ids.tolist(), strict=True)
         rasterize(shapes, out=burned.classes, transform=tile.transform, all_touched=True)
     return burned
 
@@ -120,18 +122,18 @@ def _painted_over(spans: Spans, ids: NDArray[np.uint8], shape: tuple[int, int]) 
     return Burned(classes, int(overlaps.sum()), np.array(sorted(shared), np.int64))
 
 
-def _spans(polygons: NDArray[np.object_], tile: Tile) -> Spans:
+def _spans(wkb: pa.Array, tile: Tile) -> Spans:
     """Cut all edges at the height of the pixels' centres, and give what lies between every other two cuts."""
-    edges = _edges(polygons, tile.transform)
+    edges = _edges(wkb, tile.transform)
     part, row, column = _cuts(edges, tile)
     # one sort brings the cuts of a part's row side by side, from left to right
     cuts = np.sort((part * tile.height + row) << _COLUMN_BITS | column)
     part, row = np.divmod(cuts[0::2] >> _COLUMN_BITS, tile.height)
     begin, length = cuts[0::2] & _COLUMNS, cuts[1::2] - cuts[0::2]
     level_part, level_row, level_begin, level_length = _level(edges, tile)
-    if len(edges.polygon_of_part) == len(polygons) and len(level_part) == 0:
+    if len(edges.polygon_of_part) == len(wkb) and len(level_part) == 0:
         filled = length > 0
-        return Spans(part[filled], (row * tile.width + begin)[filled], length[filled])
+        return Spans(edges.polygon_of_part[part[filled]], (row * tile.width + begin)[filled], length[filled])
     # several parts of a polygon, or sides along centres: some pixels may be met twice
     polygon = edges.polygon_of_part[np.concatenate([part, level_part])]
     line = polygon * tile.height + np.concatenate([row, level_row])
@@ -159,39 +161,45 @@ class _Edges:
     Attributes:
         part: number of the polygon or part of a multipolygon that an edge belongs to.
         polygon_of_part: number of the polygon of each part.
-        clockwise: whether the ring of an edge runs clockwise, as one sees it.
+        ring: number of its ring.
         x_begin, y_begin, x_end, y_end: in the direction of the ring.
     """
 
     part: NDArray[np.int64]
     polygon_of_part: NDArray[np.int64]
-    clockwise: NDArray[np.bool_]
+    ring: NDArray[np.int64]
     x_begin: NDArray[np.float64]
     y_begin: NDArray[np.float64]
     x_end: NDArray[np.float64]
     y_end: NDArray[np.float64]
 
 
-def _edges(polygons: NDArray[np.object_], transform: Affine) -> _Edges:
-    parts, polygon_of_part = polygons, np.arange(len(polygons))
-    if (shapely.get_type_id(polygons) == shapely.GeometryType.MULTIPOLYGON).any():  # taking parts out copies them
-        parts, polygon_of_part = shapely.get_parts(polygons, return_index=True)
+def _edges(wkb: pa.Array, transform: Affine) -> _Edges:
+    rows, single = single_rings(wkb)
+    others = np.setdiff1d(np.arange(len(wkb)), rows)
+    parts, polygon_of_part = shapely.get_parts(_polygons(wkb.take(pa.array(others))), return_index=True)
     rings, part_of_ring = shapely.get_rings(parts, return_index=True)
     points, ring = shapely.get_coordinates(rings, return_index=True)
+    part = np.concatenate([np.repeat(np.arange(len(rows)), single.counts), len(rows) + part_of_ring[ring]])
+    ring = np.concatenate([np.repeat(np.arange(len(rows)), single.counts), len(rows) + ring])
+    points = np.concatenate([single.points, points])
     # as GDAL turns a geotransform around
     x = -transform.c / transform.a + points[:, 0] * (1.0 / transform.a)
     y = -transform.f / transform.e + points[:, 1] * (1.0 / transform.e)
     begin = np.flatnonzero(ring[:-1] == ring[1:])
-    clockwise = ~shapely.is_ccw(rings)
     return _Edges(
-        part_of_ring[ring[begin]],
-        polygon_of_part,
-        clockwise[ring[begin]],
+        part[begin],
+        np.concatenate([rows, others[polygon_of_part]]),
+        ring[begin],
         x[begin],
         y[begin],
         x[begin + 1],
         y[begin + 1],
     )
+
+
+def _polygons(wkb: pa.Array) -> NDArray[np.object_]:
+    return np.asarray(shapely.from_wkb(wkb.to_numpy(zero_copy_only=False)), object)
 
 
 def _cuts(edges: _Edges, tile: Tile) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
@@ -212,10 +220,21 @@ def _level(edges: _Edges, tile: Tile) -> tuple[NDArray[np.int64], ...]:
     """Part, row, first column and length of each lower side of a ring that runs exactly along centres."""
     row = np.floor(edges.y_begin)
     along = (edges.y_begin == edges.y_end) & (edges.y_begin - row == 0.5) & (row >= 0) & (row < tile.height)
-    along &= np.where(edges.clockwise, edges.x_begin > edges.x_end, edges.x_begin < edges.x_end)
-    left, right = (choose(edges.x_begin[along], edges.x_end[along]) for choose in (np.minimum, np.maximum))
-    begin = _column(left, tile)
-    return edges.part[along], row[along].astype(np.int64), begin, _column(right, tile) - begin
+    side = np.flatnonzero(along)
+    x_begin, x_end = edges.x_begin[side], edges.x_end[side]
+    lower = np.where(_clockwise(edges, edges.ring[side]), x_begin > x_end, x_begin < x_end)
+    side, x_begin, x_end = side[lower], x_begin[lower], x_end[lower]
+    begin = _column(np.minimum(x_begin, x_end), tile)
+    return edges.part[side], row[side].astype(np.int64), begin, _column(np.maximum(x_begin, x_end), tile) - begin
+
+
+def _clockwise(edges: _Edges, rings: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether rings run clockwise, as one sees them."""
+    ones, place = np.unique(rings, return_inverse=True)
+    of_them = np.isin(edges.ring, ones)
+    points = np.column_stack([edges.x_begin[of_them], edges.y_begin[of_them]])
+    turned = shapely.linearrings(points, indices=np.searchsorted(ones, edges.ring[of_them]))  # y grows downwards
+    return np.asarray(shapely.is_ccw(turned), np.bool_)[place]
 
 
 def _column(x: NDArray[np.float64], tile: Tile) -> NDArray[np.int64]:

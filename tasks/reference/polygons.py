@@ -12,16 +12,22 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 import shapely
 from numpy.typing import NDArray
-from pyproj import CRS, Transformer
+from pyproj import CRS
 
 from tasks.grid import Tile
+from tasks.grid.coordinates import crs_of
 from tasks.reference.classification import NULL, UNMAPPED
+from tasks.reference.projection import transform_between
+from tasks.reference.shapes import Geometries, Shapes
 from tasks.reference.sources import Bounds
+
+S = TypeVar("S", bound=Shapes)
 
 SCHEMA = pa.schema(
     [
@@ -29,11 +35,13 @@ SCHEMA = pa.schema(
         ("id", pa.int16()),  # of the class, or NULL or UNMAPPED of classification
         ("name", pa.string()),  # of the class; of rows that are in none, the value
         ("repaired", pa.bool_()),
-        ("geometry", pa.binary()),
+        ("geometry", pa.large_binary()),  # a multipolygon
     ]
 )
 MARGIN = 0.05
 """By what share of its size a tile is taken larger in another CRS: edges that are straight here are not there."""
+CELLS = 512
+"""So fine is looked, in the first place, which polygons are near tiles."""
 EVERYWHERE = (-1e12, -1e12, 1e12, 1e12)
 
 
@@ -44,17 +52,15 @@ class TilePolygons:
     Attributes:
         ids: class of each.
         names: name of each one's class.
-        polygons: polygons and multipolygons in the tile's CRS.
-        wkb: the same as WKB.
+        wkb: multipolygons in the tile's CRS.
         repaired: whether a polygon was invalid.
         without_class: further polygons there, whose class is null.
         unmapped: further polygons there whose value is in no class, by value.
     """
 
     ids: NDArray[np.int16]
-    names: NDArray[np.object_]
-    polygons: NDArray[np.object_]
-    wkb: NDArray[np.object_]
+    names: pa.Array
+    wkb: pa.Array
     repaired: NDArray[np.bool_]
     without_class: int
     unmapped: Mapping[str, int]
@@ -69,16 +75,15 @@ def polygons_of_tile(folder: Path, tile: Tile) -> TilePolygons | None:
         return None
     rows = np.load(folder / f"rows-{tile.epsg}.npy", mmap_mode="r")[tiles["begin"][place] : tiles["end"][place]]
     with pa.memory_map(str(folder / f"polygons-{tile.epsg}.arrow")) as mapped:
-        table = _taken(pa.ipc.open_file(mapped), rows).sort_by("order")
-    ids = table["id"].to_numpy()
-    used = table.filter(pa.array(ids >= 0))
-    wkb = used["geometry"].to_numpy()
+        table = _taken(pa.ipc.open_file(mapped), rows)
+    ids, order = table["id"].to_numpy(), table["order"].to_numpy()
+    used = np.flatnonzero(ids >= 0)
+    burned = table.take(pa.array(used[np.argsort(order[used])]))
     return TilePolygons(
-        ids=used["id"].to_numpy(),
-        names=used["name"].to_numpy(),
-        polygons=shapely.from_wkb(wkb),
-        wkb=wkb,
-        repaired=used["repaired"].to_numpy(),
+        ids=burned["id"].to_numpy(),
+        names=burned["name"].combine_chunks(),
+        wkb=burned["geometry"].combine_chunks(),
+        repaired=burned["repaired"].to_numpy(),
         without_class=int(np.count_nonzero(ids == NULL)),
         unmapped=dict(Counter(table["name"].to_numpy()[ids == UNMAPPED].tolist())),
     )
@@ -123,26 +128,24 @@ class Zone:
         margins = MARGIN * sizes + buffer_m
         grown = shapely.box(*np.hstack([self._bounds[:, :2] - margins, self._bounds[:, 2:] + margins]).T)
         lines = shapely.segmentize(grown, sizes.max(axis=1) / 8)
-        bounds = shapely.bounds(projected(lines, CRS.from_epsg(self._epsg), crs))
+        bounds = Geometries(lines).transformed(transform_between(crs_of(self._epsg), crs)).bounds()
         bounds[~np.isfinite(bounds).all(axis=1)] = EVERYWHERE
         if crs.is_geographic:
             bounds[bounds[:, 2] - bounds[:, 0] > 180] = EVERYWHERE  # across the antimeridian
         return bounds
 
-    def reproject(self, polygons: NDArray[np.object_], crs: CRS) -> NDArray[np.object_]:
-        """Bring polygons into the zone's CRS; None where the projection cannot hold one, which is far from any tile."""
-        there = projected(polygons, crs, CRS.from_epsg(self._epsg))
-        there[~np.isfinite(shapely.bounds(there)).all(axis=1)] = None
-        return there
+    def reproject(self, shapes: S, crs: CRS) -> S:
+        """Bring polygons into the zone's CRS; those that it cannot hold have no finite bounds, and are far away."""
+        return shapes.transformed(transform_between(crs, crs_of(self._epsg)))
 
-    def add(self, polygons: NDArray[np.object_], **columns: NDArray[np.generic]) -> NDArray[np.bool_]:
+    def add(self, shapes: Shapes, **columns: NDArray[np.generic]) -> NDArray[np.bool_]:
         """Keep those polygons that touch a tile, with the columns of :data:`SCHEMA`; tells which these are."""
-        polygon, tile = self._touching(polygons)
-        touches = np.zeros(len(polygons), np.bool_)
+        polygon, tile = self._touching(shapes)
+        touches = np.zeros(len(shapes), np.bool_)
         touches[polygon] = True
         if len(polygon):
             kept = {name: values[touches] for name, values in columns.items()}
-            geometry = shapely.to_wkb(polygons[touches])
+            geometry = shapes.take(np.flatnonzero(touches)).wkb()
             arrays = [pa.array((kept | {"geometry": geometry})[field.name], field.type) for field in SCHEMA]
             self._sink.write_batch(pa.RecordBatch.from_arrays(arrays, schema=SCHEMA))
             rows = np.empty(len(polygon), self._TAKEN)
@@ -166,13 +169,19 @@ class Zone:
         np.save(self._folder / f"rows-{self._epsg}.npy", rows[order])
         np.save(self._folder / f"tiles-{self._epsg}.npy", index)
 
-    def _touching(self, polygons: NDArray[np.object_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _touching(self, shapes: Shapes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Pairs of a polygon and a tile that share at least a point."""
-        polygon, tile = self._tree.query(polygons)
-        bounds, box = shapely.bounds(polygons)[polygon], self._bounds[tile]
-        touches = (bounds[:, :2] >= box[:, :2]).all(axis=1) & (bounds[:, 2:] <= box[:, 2:]).all(axis=1)
+        bounds = shapes.bounds()
+        somewhere = np.flatnonzero(np.isfinite(bounds).all(axis=1))
+        diagonals = shapely.linestrings(bounds[somewhere].reshape(-1, 2, 2))  # the tree looks at no more
+        place, tile = self._tree.query(diagonals)
+        polygon = somewhere[place]
+        bounds, box = bounds[polygon], self._bounds[tile]
+        touches = np.array(np.hstack([bounds[:, :2] >= box[:, :2], bounds[:, 2:] <= box[:, 2:]]).all(axis=1))
         across = np.flatnonzero(~touches)
-        touches[across] = shapely.intersects(self._boxes[tile[across]], polygons[polygon[across]])
+        ones, which = np.unique(polygon[across], return_inverse=True)
+        some = shapes.take(ones).geometries()[which]
+        touches[across] = np.asarray(shapely.intersects(self._boxes[tile[across]], some))
         return polygon[touches], tile[touches]
 
 
@@ -190,12 +199,34 @@ def around(boxes: Iterable[NDArray[np.float64]]) -> Bounds:
     return (*together[:, :2].min(axis=0).tolist(), *together[:, 2:].max(axis=0).tolist())
 
 
-def projected(geometries: NDArray[np.object_], source: CRS, target: CRS) -> NDArray[np.object_]:
-    """Reproject each point of geometries, x before y in both CRSs."""
-    if source == target:
-        return geometries.copy()
-    transform = Transformer.from_crs(source, target, always_xy=True).transform
-    return np.asarray(shapely.transform(geometries, lambda points: np.column_stack(transform(*points.T))), object)
+class Surroundings:
+    """Where boxes are, on a raster of :data:`CELLS` by :data:`CELLS` around them, as a summed-area table.
+
+    Args:
+        boxes: west, south, east and north, (n, 4).
+    """
+
+    def __init__(self, boxes: NDArray[np.float64]) -> None:
+        self._low = np.tile(boxes[:, :2].min(axis=0), 2)
+        self._size = np.tile(boxes[:, 2:].max(axis=0), 2) - self._low
+        taken = np.zeros((CELLS + 2, CELLS + 2), np.int32)  # a cell on each side stands for all that is beyond
+        for west, south, east, north in self._cells(boxes).tolist():
+            taken[south : north + 1, west : east + 1] = 1
+        self._sums = np.pad(taken, ((1, 0), (1, 0))).cumsum(axis=0).cumsum(axis=1)
+
+    def meet(self, bounds: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Whether bounds, (n, 4), come near a box: all that meet one do; those that are not finite do not."""
+        meet = np.zeros(len(bounds), np.bool_)
+        finite = np.flatnonzero(np.isfinite(bounds).all(axis=1))
+        west, south, east, north = self._cells(bounds[finite]).T
+        sums = self._sums
+        within = sums[north + 1, east + 1] - sums[south, east + 1] - sums[north + 1, west] + sums[south, west]
+        meet[finite] = within > 0
+        return meet
+
+    def _cells(self, bounds: NDArray[np.float64]) -> NDArray[np.int64]:
+        cells: NDArray[np.float64] = np.floor((bounds - self._low) / self._size * CELLS) + 1
+        return np.clip(cells, 0, CELLS + 1).astype(np.int64)
 
 
 def polygonal(geometries: NDArray[np.object_]) -> tuple[NDArray[np.object_], NDArray[np.bool_]]:

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +22,9 @@ from tasks.grid import Tile
 from tasks.grid.coordinates import crs_of
 from tasks.reference.classification import NULL, UNMAPPED, Classifier, as_text
 from tasks.reference.parameters import Input, Reference, codes_of
-from tasks.reference.polygons import around, polygonal, zones_of
+from tasks.reference.polygons import Surroundings, around, polygonal, zones_of
 from tasks.reference.postgis import PostgisSource, is_database
+from tasks.reference.shapes import Geometries, Shapes, single_rings
 from tasks.reference.sources import Rows, Source, open_source
 from tasks.storage import Storage, open_filesystem
 
@@ -173,6 +174,27 @@ def prepare_reference(reference: Reference, storage: Storage, tiles: Iterable[Ti
     return PreparedReference(reference, source, str(folder), preparation.findings)
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Some rows of a source, which are near tiles.
+
+    Attributes:
+        rows: their numbers.
+        shapes: their polygons, valid.
+        near: (zone, row), whether a polygon is near a tile of the zone.
+        repaired: whether a polygon was invalid.
+        unusable: rows among them without an area, which have no polygon.
+        nowhere: rows besides them that have no geometry.
+    """
+
+    rows: NDArray[np.int64]
+    shapes: Shapes
+    near: NDArray[np.bool_]
+    repaired: NDArray[np.bool_]
+    unusable: int
+    nowhere: int
+
+
 class _Preparation:
     """The files for the tiles while they are made, and what is found meanwhile."""
 
@@ -199,67 +221,55 @@ class _Preparation:
     def add(self, number: int, one: Input, source: Source) -> None:
         """Take the polygons of a source."""
         boxes = [zone.boxes_in(source.crs, max(self._reference.buffer_m, 0.0)) for zone in self._zones]
-        near = [shapely.STRtree(np.asarray(shapely.box(*bounds.T))) for bounds in boxes]
+        near = [Surroundings(bounds) for bounds in boxes]
         bounds = around(boxes)
         classifier = _classifier(self._reference)
         nowhere = 0
         for rows in source.rows(one.class_column, _name_column(one, source), bounds):
-            geometries = shapely.from_wkb(rows.polygons.to_numpy(zero_copy_only=False), on_invalid="ignore")
-            nowhere += int((shapely.is_missing(geometries) | shapely.is_empty(geometries)).sum())
-            self._add_rows(rows, geometries, number * _PLACES, source.crs, near, classifier)
+            for part in _parts(rows, near):
+                nowhere += part.nowhere
+                self._add_part(rows, part, number * _PLACES, source.crs, classifier)
         counted = source.without_geometry()
         self._counts["without_polygon"] += nowhere if counted is None else counted
         _judge(classifier, self._reference, one)
         self._unmapped += classifier.unmapped
 
-    def _add_rows(
-        self,
-        rows: Rows,
-        geometries: NDArray[np.object_],
-        before: int,
-        crs: CRS,
-        near: list[shapely.STRtree],
-        classifier: Classifier,
-    ) -> None:
-        by_zone = [_hits(tree, geometries) for tree in near]
-        some = np.flatnonzero(np.any(by_zone, axis=0))
-        polygons, repaired = polygonal(geometries[some])
-        values = rows.values.take(pa.array(some))
+    def _add_part(self, rows: Rows, part: _Part, before: int, crs: CRS, classifier: Classifier) -> None:
+        values = rows.values.take(pa.array(part.rows))
         ids = classifier.ids(values)
-        names = None if rows.names is None else rows.names.take(pa.array(some))
+        names = None if rows.names is None else rows.names.take(pa.array(part.rows))
         columns: dict[str, NDArray[Any]] = {
-            "order": self._order(ids, before + rows.place[some]),
+            "order": self._order(ids, before + rows.place[part.rows]),
             "id": ids,
             "name": self._names_of(ids, values, names),
-            "repaired": repaired,
+            "repaired": part.repaired,
         }
-        usable, used, small = (
-            ~shapely.is_missing(polygons),
-            np.zeros(len(some), np.bool_),
-            np.zeros(len(some), np.bool_),
-        )
-        for zone, hits in zip(self._zones, by_zone, strict=True):
-            here = np.flatnonzero(usable & hits[some])
-            shaped = self._shaped(zone.reproject(polygons[here], crs))
-            small[here] |= shapely.is_missing(shaped)
-            used[here] |= zone.add(shaped, **{name: column[here] for name, column in columns.items()})
+        used, small = np.zeros(len(ids), np.bool_), np.zeros(len(ids), np.bool_)
+        for zone, near in zip(self._zones, part.near, strict=True):
+            here = np.flatnonzero(near)
+            shapes, small[here] = self._shaped(zone.reproject(part.shapes.take(here), crs), small[here])
+            used[here] |= zone.add(shapes, **{name: column[here] for name, column in columns.items()})
         used &= ids >= 0
         self._counts.update(
             polygons=int(used.sum()),
-            repaired=int((used & repaired).sum()),
-            without_polygon=int((~usable).sum()),
+            repaired=int((used & part.repaired).sum()),
+            without_polygon=part.unusable,
             without_class=int((ids == NULL).sum()),
             too_small=int(small.sum()),
         )
 
-    def _shaped(self, polygons: NDArray[np.object_]) -> NDArray[np.object_]:
-        """Leave small polygons out, as None, and apply the buffer."""
+    def _shaped(self, shapes: Shapes, small: NDArray[np.bool_]) -> tuple[Shapes, NDArray[np.bool_]]:
+        """Leave small polygons out, and apply the buffer; tells which were too small, here or before."""
+        if not self._reference.min_area_m2 and not self._reference.buffer_m:
+            return shapes, small
+        polygons = shapes.geometries().copy()
+        there = ~shapely.is_missing(polygons)
         if self._reference.min_area_m2:
             polygons[shapely.area(polygons) < self._reference.min_area_m2] = None
         if self._reference.buffer_m:
             polygons = shapely.buffer(polygons, self._reference.buffer_m)
             polygons[shapely.is_empty(polygons)] = None
-        return polygons
+        return Geometries(polygons), small | there & shapely.is_missing(polygons)
 
     def _order(self, ids: NDArray[np.int16], places: NDArray[np.int64]) -> NDArray[np.int64]:
         """Higher priority comes later, then the later file, then the later row."""
@@ -279,10 +289,33 @@ class _Preparation:
         return found
 
 
-def _hits(tree: shapely.STRtree, geometries: NDArray[np.object_]) -> NDArray[np.bool_]:
-    hits = np.zeros(len(geometries), np.bool_)
-    hits[tree.query(geometries)[0]] = True
-    return hits
+def _parts(rows: Rows, zones: Sequence[Surroundings]) -> Iterator[_Part]:
+    """Give the rows near tiles: plain rings, then all others."""
+    found, rings = single_rings(rows.polygons)
+    near = _near(rings.bounds(), zones)
+    somewhere = near.any(axis=0)
+    plain = np.flatnonzero(somewhere)
+    plain = plain[rings.take(plain).plain()]
+    yield _Part(found[plain], rings.take(plain), near[:, plain], np.zeros(len(plain), np.bool_), 0, 0)
+    done = np.zeros(len(rows.place), np.bool_)
+    done[found[~somewhere]] = done[found[plain]] = True
+    yield _others(rows, np.flatnonzero(~done), zones)
+
+
+def _others(rows: Rows, numbers: NDArray[np.int64], zones: Sequence[Surroundings]) -> _Part:
+    wkb = rows.polygons.take(pa.array(numbers)).to_numpy(zero_copy_only=False)
+    geometries = shapely.from_wkb(wkb, on_invalid="ignore")
+    near = _near(shapely.bounds(geometries), zones)
+    some = np.flatnonzero(near.any(axis=0))
+    polygons, repaired = polygonal(geometries[some])
+    nowhere = shapely.is_missing(geometries) | shapely.is_empty(geometries)
+    unusable = int(shapely.is_missing(polygons).sum())
+    return _Part(numbers[some], Geometries(polygons), near[:, some], repaired, unusable, int(nowhere.sum()))
+
+
+def _near(bounds: NDArray[np.float64], zones: Sequence[Surroundings]) -> NDArray[np.bool_]:
+    """Whether bounds come near a tile of each zone, (zone, n)."""
+    return np.stack([zone.meet(bounds) for zone in zones])
 
 
 def _classifier(reference: Reference) -> Classifier:

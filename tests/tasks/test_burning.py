@@ -1,8 +1,10 @@
 """Rasterising against GDAL's own, and against a brute-force point-in-polygon."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import shapely
 from hypothesis import given, settings
@@ -15,6 +17,10 @@ from tasks.reference import burn
 TILE = Tile("33TVM_4_5", 32633, (440_000.0, 5_040_000.0, 440_640.0, 5_040_480.0), width=32, height=24)
 STEPS_M = {"any": None, "a quarter pixel": 5.0, "half a pixel": 10.0, "a pixel": 20.0}
 """What coordinates are multiples of: the closer to centres of pixels, the more ties there are."""
+
+
+def as_wkb(polygons: Sequence[Any]) -> pa.Array:
+    return pa.array(shapely.to_wkb(np.array(polygons, object)), pa.binary())
 
 
 def random_polygons(random: np.random.Generator, step_m: float | None) -> list[Any]:
@@ -43,7 +49,7 @@ def test_pixels_are_those_that_gdal_burns(step: str, all_touched: bool) -> None:
         if shapes:
             rasterize(shapes, out=expected, transform=TILE.transform, all_touched=all_touched)
 
-        burned = burn(np.array(polygons, object), classes, TILE, all_touched=all_touched)
+        burned = burn(as_wkb(polygons), classes, TILE, all_touched=all_touched)
 
         np.testing.assert_array_equal(burned.classes, expected)
 
@@ -62,7 +68,7 @@ def test_pixels_overlaps_and_who_overlaps_are_what_a_loop_over_all_centres_finds
         expected[pixels] = number
     shared = inside.sum(axis=0) > 1
 
-    burned = burn(np.array(polygons, object), classes, TILE)
+    burned = burn(as_wkb(polygons), classes, TILE)
 
     np.testing.assert_array_equal(burned.classes, expected)
     assert burned.overlap_pixels == shared.sum()
@@ -74,7 +80,7 @@ def test_many_polygons_over_each_other_are_painted_part_by_part(monkeypatch: pyt
     whole = shapely.box(*TILE.bounds)
     polygons = np.array([whole] * 40 + [shapely.box(440_000, 5_040_000, 440_320, 5_040_480)])
 
-    burned = burn(polygons, np.arange(1, 42), TILE)
+    burned = burn(as_wkb(polygons), np.arange(1, 42), TILE)
 
     assert (burned.classes[:, :16] == 41).all()
     assert (burned.classes[:, 16:] == 40).all()
@@ -82,7 +88,7 @@ def test_many_polygons_over_each_other_are_painted_part_by_part(monkeypatch: pyt
 
 
 def test_no_polygons_are_a_tile_of_zeros() -> None:
-    burned = burn(np.empty(0, object), np.empty(0, np.int16), TILE, all_touched=True)
+    burned = burn(as_wkb([]), np.empty(0, np.int16), TILE, all_touched=True)
 
     assert burned.classes.shape == (TILE.height, TILE.width)
     assert not burned.classes.any()

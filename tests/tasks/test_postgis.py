@@ -76,8 +76,8 @@ def test_polygons_of_a_table_become_labels_in_the_order_of_its_primary_key(url: 
 
     found = polygons_of_tile(tmp_path, TILE)
     assert found is not None
-    assert list(found.names) == ["nm 1", "nm 0"]  # ids 9 and 10
-    assert (burn(found.polygons, found.ids, TILE).classes == 1).all()
+    assert found.names.to_pylist() == ["nm 1", "nm 0"]  # ids 9 and 10
+    assert (burn(found.wkb, found.ids, TILE).classes == 1).all()
     findings = prepared.findings
     assert (findings.polygons, findings.without_polygon, findings.without_class) == (2, 1, 1)
 

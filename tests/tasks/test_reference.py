@@ -33,6 +33,7 @@ from tasks.reference import (
     reference_source,
 )
 from tasks.reference.polygons import TilePolygons, polygons_of_tile
+from tasks.reference.shapes import Geometries
 from tasks.storage import Storage
 from tests.tasks.delivery_files import MAPPING, PROVENANCE, TILE, dates, deliver, random_outputs
 
@@ -61,7 +62,7 @@ def found_in(prepared: PreparedReference, tile: Tile = TILE) -> TilePolygons:
 
 def lulc_of(prepared: PreparedReference, tile: Tile = TILE) -> np.ndarray:
     found = found_in(prepared, tile)
-    return burn(found.polygons, found.ids, tile, all_touched=prepared.reference.all_touched).classes
+    return burn(found.wkb, found.ids, tile, all_touched=prepared.reference.all_touched).classes
 
 
 def source_of(reference: Reference) -> ReferenceSource:
@@ -106,7 +107,7 @@ def test_a_pixel_belongs_to_the_polygon_that_holds_its_centre() -> None:
     triangles = np.array([shapely.Polygon(triangle) for triangle in corners])
     classes = np.arange(1, 13)
 
-    lulc = burn(triangles, classes, TILE).classes
+    lulc = burn(Geometries(triangles).wkb(), classes, TILE).classes
 
     expected = np.zeros((TILE.height, TILE.width), np.uint8)
     for row in range(TILE.height):
@@ -128,7 +129,7 @@ def test_the_last_row_of_the_file_wins_whatever_a_spatial_index_makes_of_the_ord
 
     lulc = lulc_of(prepare(reference, tmp_path))
 
-    np.testing.assert_array_equal(lulc, burn(np.array(boxes), classes, TILE).classes)
+    np.testing.assert_array_equal(lulc, burn(Geometries(np.array(boxes)).wkb(), classes, TILE).classes)
 
 
 def test_polygons_in_longitude_and_latitude_land_where_they_belong(tmp_path: Path) -> None:
@@ -265,7 +266,7 @@ def test_text_becomes_classes_by_the_class_table(tmp_path: Path) -> None:
     prepared = prepare(reference, tmp_path)
 
     assert set(np.unique(lulc_of(prepared))) == {2, 5}
-    assert list(found_in(prepared).names) == ["WATER", "FOREST"]
+    assert found_in(prepared).names.to_pylist() == ["WATER", "FOREST"]
 
 
 def test_numbers_become_classes_by_the_class_table_also_where_nulls_made_them_floats(tmp_path: Path) -> None:
@@ -283,7 +284,7 @@ def test_names_come_from_the_column_that_is_asked_for(tmp_path: Path) -> None:
     write(tmp_path / "r.gpkg", [WHOLE], LULC_ID=[2], LULC_NAME=["forest"], local=["gozd"])
     reference = Reference(file=str(tmp_path / "r.gpkg"), name_column="local")
 
-    assert list(found_in(prepare(reference, tmp_path)).names) == ["gozd"]
+    assert found_in(prepare(reference, tmp_path)).names.to_pylist() == ["gozd"]
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def found_by(reference: Reference, folder: Path, tile: Tile = TILE) -> TilePolyg
 
 def labels(reference: Reference, folder: Path, tile: Tile = TILE) -> np.ndarray:
     found = found_by(reference, folder, tile)
-    return burn(found.polygons, found.ids, tile, all_touched=reference.all_touched).classes
+    return burn(found.wkb, found.ids, tile, all_touched=reference.all_touched).classes
 
 
 # ---- classes ----
@@ -68,7 +68,7 @@ def test_names_and_colours_come_from_the_class_table_and_else_from_si_lulc(tmp_p
     path = write(tmp_path / "r.gpkg", [WEST, EAST, EAST], LULC_ID=[2, 5, 40])
     reference = Reference.model_validate({"file": path, "class_table": table})
 
-    assert list(found_by(reference, tmp_path / "work").names) == ["Gozd", "WATER", "Ceste"]
+    assert found_by(reference, tmp_path / "work").names.to_pylist() == ["Gozd", "WATER", "Ceste"]
     assert reference.classes is not None
     assert [(one.name, one.colour) for one in reference.classes[:2]] == [("Gozd", "#00ff00"), ("WATER", "#069af3")]
     assert reference.classes[2].colour.startswith("#")
@@ -244,7 +244,7 @@ def test_a_polygon_across_two_zones_and_many_tiles_is_in_each(tmp_path: Path) ->
         columns, rows = np.meshgrid(np.arange(200) + 0.5, np.arange(200) + 0.5)
         lon, lat = Transformer.from_crs(tile.epsg, 4326, always_xy=True).transform(*(tile.transform * (columns, rows)))
         expected = np.where(shapely.contains_xy(outline.difference(hole), lon, lat), 2, 0)
-        got = burn(found.polygons, found.ids, tile).classes
+        got = burn(found.wkb, found.ids, tile).classes
         assert np.count_nonzero(got != expected) <= 4  # an edge of 100 m is not as straight there
         assert {0, 2} == set(np.unique(got))
 
@@ -257,7 +257,7 @@ def test_a_tile_that_was_not_prepared_is_told_from_one_without_polygons(tmp_path
 
     found = polygons_of_tile(tmp_path / "work", empty)
     assert found is not None
-    assert len(found.polygons) == 0
+    assert len(found.ids) == 0
     assert polygons_of_tile(tmp_path / "work", Tile("other", 32633, TILE.bounds, 32, 24)) is None
     assert polygons_of_tile(tmp_path / "work", Tile("other", 32632, TILE.bounds, 32, 24)) is None
 

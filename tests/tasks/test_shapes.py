@@ -1,0 +1,182 @@
+"""Polygons as flat arrays against shapely, and points between parabolas against PROJ."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyogrio
+import pytest
+import shapely
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyproj import CRS, Transformer
+
+from tasks.reference.polygons import Surroundings
+from tasks.reference.projection import transform_between
+from tasks.reference.shapes import Geometries, single_rings
+
+SQUARE = shapely.box(500_000, 5_000_000, 500_100, 5_000_100)
+BOW_TIE = shapely.Polygon([(0, 0), (10, 10), (10, 0), (0, 10)])
+COMB = shapely.Polygon([(0, 0), (30, 0), (30, 20), (20, 20), (20, 1), (10, 1), (10, 20), (0, 20)])
+HOLED = shapely.Polygon([(0, 0), (30, 0), (30, 20)], [[(10, 2), (12, 2), (12, 4)]])
+ODD: dict[str, bytes | None] = {
+    "null": None,
+    "nothing": b"",
+    "a point": shapely.to_wkb(shapely.Point(1, 2)),
+    "an empty polygon": shapely.to_wkb(shapely.Polygon()),
+    "a hole": shapely.to_wkb(HOLED),
+    "several parts": shapely.to_wkb(shapely.MultiPolygon([BOW_TIE, COMB])),
+    "heights": shapely.to_wkb(shapely.force_3d(SQUARE)),
+    "big endian": shapely.to_wkb(SQUARE, byte_order=0),
+    "an open ring": shapely.to_wkb(SQUARE)[:-8] + b"\0" * 8,
+    "an end that is missing": shapely.to_wkb(SQUARE)[:-1],
+    "more behind its end": shapely.to_wkb(SQUARE) + b"\0" * 16,
+}
+
+
+def wkb(*values: Any, kind: pa.DataType | None = None) -> pa.Array:
+    return pa.array(values, kind or pa.binary())
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view()], ids=str)
+def test_rings_are_found_among_all_that_is_not_one(kind: pa.DataType) -> None:
+    alone = shapely.to_wkb(shapely.MultiPolygon([COMB]))
+    column = wkb(b"before", shapely.to_wkb(SQUARE), *ODD.values(), alone, kind=kind)[1:]  # a part of an array
+
+    rows, rings = single_rings(column)
+
+    assert rows.tolist() == [0, len(column) - 1]
+    assert [shapely.get_parts(one).tolist() for one in rings.geometries()] == [[SQUARE], [COMB]]
+    np.testing.assert_array_equal(rings.bounds(), shapely.bounds([SQUARE, COMB]))
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_what_is_not_a_single_ring_alone_is_not_found(odd: str) -> None:
+    rows, rings = single_rings(wkb(ODD[odd]))
+
+    assert (len(rows), len(rings), rings.bounds().shape, len(rings.plain())) == (0, 0, (0, 4), 0)
+
+
+def test_no_rows_have_no_rings() -> None:
+    rows, rings = single_rings(wkb())
+
+    assert (len(rows), len(rings.wkb())) == (0, 0)
+
+
+def test_rings_and_geometries_give_the_same_multipolygons() -> None:
+    polygons = np.array([SQUARE, COMB, shapely.MultiPolygon([BOW_TIE])], object)
+    _, rings = single_rings(wkb(*shapely.to_wkb(polygons)))
+
+    moved = [
+        some.transformed(lambda points: points + 0.1).take(np.array([0, 2])) for some in (rings, Geometries(polygons))
+    ]
+
+    assert moved[0].wkb() == moved[1].wkb()
+    assert set(shapely.get_type_id(shapely.from_wkb(moved[0].wkb()))) == {shapely.GeometryType.MULTIPOLYGON}
+
+
+def test_a_square_is_plain_but_what_crosses_itself_or_is_not_seen_from_its_middle_is_not() -> None:
+    double = shapely.Polygon([(0, 0), (9, 0), (0, 9), (-9, -9), (8, 0), (1, 9), (-8, -9)])  # twice around
+    _, rings = single_rings(wkb(*shapely.to_wkb([SQUARE, shapely.reverse(SQUARE), BOW_TIE, COMB, double])))
+
+    assert rings.plain().tolist() == [True, True, False, False, False]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from([1e-4, 1.0, 300.0]), st.sampled_from([None, 0.25]))
+def test_no_ring_that_is_plain_is_invalid(seed: int, size: float, step: float | None) -> None:
+    random = np.random.default_rng(seed)
+    corners = random.uniform(-1, 1, (200, random.integers(3, 9), 2))
+    around = np.argsort(np.arctan2(corners[..., 1], corners[..., 0]), axis=1)
+    some = random.uniform(size=200) < 0.8  # of which many are seen from their middle
+    corners[some] = np.take_along_axis(corners, around[..., np.newaxis], axis=1)[some]
+    corners = np.round(corners / step) * step if step else corners
+    polygons = shapely.polygons(corners * size + (500_000, 5_000_000))
+
+    rows, rings = single_rings(wkb(*shapely.to_wkb(polygons)))
+
+    plain = rows[rings.plain()]
+    assert shapely.is_valid(polygons[plain]).all()
+    assert (shapely.area(polygons[plain]) > 0).all()
+
+
+def test_plain_rings_of_real_land_use_are_valid_and_not_few(test_data: Path) -> None:
+    polygons = pyogrio.read_dataframe(test_data / "reference" / "slovenia-land-use.gpkg").geometry.to_numpy()
+
+    rows, rings = single_rings(wkb(*shapely.to_wkb(polygons)))
+
+    plain = rows[rings.plain()]
+    assert len(plain) > 0.3 * len(polygons)
+    assert shapely.is_valid(polygons[plain]).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**32))
+def test_all_bounds_that_meet_a_box_come_near_it(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    corner = random.uniform(0, 1e6, (random.integers(1, 30), 2))
+    boxes = np.hstack([corner, corner + random.uniform(1, 1e5, corner.shape)])
+    low = random.uniform(-2e5, 1.2e6, (300, 2))
+    bounds = np.hstack([low, low + random.choice([1.0, 1e4, 1e6], (300, 1))])
+    bounds[0, 2] = np.inf
+
+    near = Surroundings(boxes).meet(bounds)
+
+    meets = shapely.intersects(shapely.box(*bounds[1:].T)[:, np.newaxis], shapely.box(*boxes.T)).any(axis=1)
+    assert near[1:][meets].all()
+    assert not near[0]
+
+
+def test_bounds_far_from_all_boxes_do_not_come_near() -> None:
+    boxes = np.array([[0, 0, 10, 10], [990, 990, 1000, 1000]], float)
+    bounds = np.array([[500, 500, 501, 501], [-9, -9, -8, -8], [2000, 5, 2001, 6], [5, 980, 6, 981]], float)
+
+    assert not Surroundings(boxes).meet(bounds).any()
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "low", "high"),
+    [
+        (3035, 32633, (4.4e6, 2.6e6), (4.5e6, 2.7e6)),
+        (4326, 32633, (13, 46), (14, 47)),
+        (3794, 32633, (4.4e5, 5e4), (5e5, 1.5e5)),
+        (2154, 32631, (6e5, 6.6e6), (7e5, 6.7e6)),
+        (27700, 32630, (3e5, 2e5), (4e5, 3e5)),
+        (3857, 32633, (1.4e6, 5.8e6), (1.5e6, 5.9e6)),
+        (3035, 4326, (4.4e6, 2.6e6), (4.5e6, 2.7e6)),
+        (2263, 32618, (9.2e5, 1.3e5), (1.02e6, 2.3e5)),  # US feet
+    ],
+)
+def test_many_points_come_where_proj_brings_them(
+    source: int, target: int, low: tuple[float, float], high: tuple[float, float]
+) -> None:
+    points = np.random.default_rng(0).uniform(low, high, (300_000, 2))
+
+    moved = transform_between(CRS.from_epsg(source), CRS.from_epsg(target))(points)
+
+    exact = np.column_stack(Transformer.from_crs(source, target, always_xy=True).transform(*points.T))
+    assert np.abs(moved - exact).max() < (1e-10 if target == 4326 else 1e-5)
+    assert not np.array_equal(moved, exact)  # or nothing was tested
+
+
+def test_few_points_and_those_that_the_projection_cannot_hold_are_projs_own() -> None:
+    exact = Transformer.from_crs(4326, 32633, always_xy=True)
+    convert = transform_between(CRS.from_epsg(4326), CRS.from_epsg(32633))
+    few = np.random.default_rng(0).uniform((13, 46), (14, 47), (1000, 2))
+    nowhere = np.append(
+        np.random.default_rng(0).uniform((104.9, -0.1), (105.1, 0.1), (99_999, 2)), [[np.nan, 0]], axis=0
+    )
+
+    for points in (few, nowhere, nowhere[:-1], np.empty((0, 2))):
+        np.testing.assert_array_equal(convert(points), np.column_stack(exact.transform(*points.T)))
+
+
+def test_a_transformation_with_a_kink_is_projs_own() -> None:
+    across = CRS.from_proj4("+proj=igh +lon_0=0 +ellps=WGS84")  # interrupted at 40 degrees west
+    points = np.random.default_rng(0).uniform((-40.05, 20), (-39.95, 20.1), (100_000, 2))
+    exact = Transformer.from_crs(4326, across, always_xy=True)
+
+    moved = transform_between(CRS.from_epsg(4326), across)(points)
+
+    np.testing.assert_array_equal(moved, np.column_stack(exact.transform(*points.T)))
