@@ -11,7 +11,7 @@ have to be asked twice to tell where polygons overlap.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -26,8 +26,10 @@ from tasks.reference.shapes import single_rings
 
 PIXELS_AT_ONCE = 4_000_000
 """Pixels of polygons that are painted at a time: what polygons that cover each other many times need in memory."""
-_COLUMN_BITS, _COLUMNS = 20, 2**20 - 1
-"""A column, up to the width of a tile, in the low bits of a number for polygon, row and column."""
+POLYGONS_AT_ONCE = 500
+"""Polygons that are cut at a time, so that the arrays in between stay in the processor's cache."""
+_BITS, _LOW = 20, 2**20 - 1
+"""Of a row, and of a column, in a number for polygon, row and column."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +66,13 @@ class Burned:
 
     Attributes:
         classes: (height, width), uint8, class of each pixel, 0 outside all polygons.
+        pixels: (256,), pixels of each class.
         overlap_pixels: pixels whose centre lies in several polygons.
         overlapping: numbers of the polygons that share such pixels.
     """
 
     classes: NDArray[np.uint8]
+    pixels: NDArray[np.int64]
     overlap_pixels: int
     overlapping: NDArray[np.int64]
 
@@ -87,6 +91,7 @@ def burn(wkb: pa.Array, ids: NDArray[np.integer], tile: Tile, *, all_touched: bo
     if all_touched and len(wkb):
         shapes = zip(_polygons(wkb), ids.tolist(), strict=True)
         rasterize(shapes, out=burned.classes, transform=tile.transform, all_touched=True)
+        burned = replace(burned, pixels=np.bincount(burned.classes.ravel(), minlength=256))
     return burned
 
 
@@ -102,7 +107,8 @@ def _painted(spans: Spans, ids: NDArray[np.uint8], tile: Tile) -> Burned:
     lengths, classes = np.zeros(2 * len(order) + 1, np.int64), np.zeros(2 * len(order) + 1, np.uint8)
     lengths[1::2], classes[1::2] = end - start, ids[spans.polygon[order]]
     lengths[0::2] = np.append(start, shape[0] * shape[1]) - np.append(0, end)
-    return Burned(np.repeat(classes, lengths).reshape(shape), 0, np.empty(0, np.int64))
+    pixels = np.bincount(classes, lengths, minlength=256).astype(np.int64)
+    return Burned(np.repeat(classes, lengths).reshape(shape), pixels, 0, np.empty(0, np.int64))
 
 
 def _painted_over(spans: Spans, ids: NDArray[np.uint8], shape: tuple[int, int]) -> Burned:
@@ -119,28 +125,39 @@ def _painted_over(spans: Spans, ids: NDArray[np.uint8], shape: tuple[int, int]) 
         pixels, polygon = part.pixels()
         shared.update(np.unique(polygon[overlaps[pixels]]).tolist())
     classes = np.append(ids, np.uint8(0))[winner].reshape(shape)  # of -1: the last one
-    return Burned(classes, int(overlaps.sum()), np.array(sorted(shared), np.int64))
+    pixels = np.bincount(classes.ravel(), minlength=256)
+    return Burned(classes, pixels, int(overlaps.sum()), np.array(sorted(shared), np.int64))
 
 
 def _spans(wkb: pa.Array, tile: Tile) -> Spans:
+    """Give what polygons fill."""
+    begins = range(0, max(len(wkb), 1), POLYGONS_AT_ONCE)
+    parts = [_spans_of_some(wkb[begin : begin + POLYGONS_AT_ONCE], tile) for begin in begins]
+    return Spans(
+        np.concatenate([begin + part.polygon for begin, part in zip(begins, parts, strict=True)]),
+        np.concatenate([part.start for part in parts]),
+        np.concatenate([part.length for part in parts]),
+    )
+
+
+def _spans_of_some(wkb: pa.Array, tile: Tile) -> Spans:
     """Cut all edges at the height of the pixels' centres, and give what lies between every other two cuts."""
     edges = _edges(wkb, tile.transform)
     part, row, column = _cuts(edges, tile)
     # one sort brings the cuts of a part's row side by side, from left to right
-    cuts = np.sort((part * tile.height + row) << _COLUMN_BITS | column)
-    part, row = np.divmod(cuts[0::2] >> _COLUMN_BITS, tile.height)
-    begin, length = cuts[0::2] & _COLUMNS, cuts[1::2] - cuts[0::2]
+    cuts = np.sort((part << _BITS | row) << _BITS | column)
+    begin, end = cuts[0::2], cuts[1::2]
     level_part, level_row, level_begin, level_length = _level(edges, tile)
     if len(edges.polygon_of_part) == len(wkb) and len(level_part) == 0:
-        filled = length > 0
-        return Spans(edges.polygon_of_part[part[filled]], (row * tile.width + begin)[filled], length[filled])
+        begin, length = begin[begin < end], (end - begin)[begin < end]
+        polygon = edges.polygon_of_part[begin >> 2 * _BITS]
+        return Spans(polygon, (begin >> _BITS & _LOW) * tile.width + (begin & _LOW), length)
     # several parts of a polygon, or sides along centres: some pixels may be met twice
-    polygon = edges.polygon_of_part[np.concatenate([part, level_part])]
-    line = polygon * tile.height + np.concatenate([row, level_row])
-    start = line << _COLUMN_BITS | np.concatenate([begin, level_begin])
-    start, end = _united(start, start + np.concatenate([length, level_length]))
-    polygon, row = np.divmod(start >> _COLUMN_BITS, tile.height)
-    return Spans(polygon, row * tile.width + (start & _COLUMNS), end - start)
+    part, row = np.concatenate([begin >> 2 * _BITS, level_part]), np.concatenate([begin >> _BITS & _LOW, level_row])
+    column = np.concatenate([begin & _LOW, level_begin])
+    start = (edges.polygon_of_part[part] << _BITS | row) << _BITS | column
+    start, end = _united(start, start + np.concatenate([end - begin, level_length]))
+    return Spans(start >> 2 * _BITS, (start >> _BITS & _LOW) * tile.width + (start & _LOW), end - start)
 
 
 def _united(start: NDArray[np.int64], end: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -159,15 +176,15 @@ class _Edges:
     """Edges of polygons in pixels: x to the right, y downwards, 0 at the upper left corner of the tile.
 
     Attributes:
-        part: number of the polygon or part of a multipolygon that an edge belongs to.
+        ring: number of the ring that an edge belongs to.
+        part_of_ring: number of the polygon or part of a multipolygon of each ring.
         polygon_of_part: number of the polygon of each part.
-        ring: number of its ring.
         x_begin, y_begin, x_end, y_end: in the direction of the ring.
     """
 
-    part: NDArray[np.int64]
-    polygon_of_part: NDArray[np.int64]
     ring: NDArray[np.int64]
+    part_of_ring: NDArray[np.int64]
+    polygon_of_part: NDArray[np.int64]
     x_begin: NDArray[np.float64]
     y_begin: NDArray[np.float64]
     x_end: NDArray[np.float64]
@@ -175,27 +192,22 @@ class _Edges:
 
 
 def _edges(wkb: pa.Array, transform: Affine) -> _Edges:
-    rows, single = single_rings(wkb)
-    others = np.setdiff1d(np.arange(len(wkb)), rows)
-    parts, polygon_of_part = shapely.get_parts(_polygons(wkb.take(pa.array(others))), return_index=True)
-    rings, part_of_ring = shapely.get_rings(parts, return_index=True)
-    points, ring = shapely.get_coordinates(rings, return_index=True)
-    part = np.concatenate([np.repeat(np.arange(len(rows)), single.counts), len(rows) + part_of_ring[ring]])
-    ring = np.concatenate([np.repeat(np.arange(len(rows)), single.counts), len(rows) + ring])
-    points = np.concatenate([single.points, points])
+    polygon_of_part, single = single_rings(wkb)
+    points, ring = single.points, np.repeat(np.arange(len(single)), single.counts)
+    part_of_ring = np.arange(len(single))
+    if len(single) < len(wkb):
+        others = np.setdiff1d(np.arange(len(wkb)), polygon_of_part)
+        parts, origin = shapely.get_parts(_polygons(wkb.take(pa.array(others))), return_index=True)
+        rings, part = shapely.get_rings(parts, return_index=True)
+        more, number = shapely.get_coordinates(rings, return_index=True)
+        points, ring = np.concatenate([points, more]), np.concatenate([ring, len(single) + number])
+        part_of_ring = np.concatenate([part_of_ring, len(single) + part])
+        polygon_of_part = np.concatenate([polygon_of_part, others[origin]])
     # as GDAL turns a geotransform around
     x = -transform.c / transform.a + points[:, 0] * (1.0 / transform.a)
     y = -transform.f / transform.e + points[:, 1] * (1.0 / transform.e)
     begin = np.flatnonzero(ring[:-1] == ring[1:])
-    return _Edges(
-        part[begin],
-        np.concatenate([rows, others[polygon_of_part]]),
-        ring[begin],
-        x[begin],
-        y[begin],
-        x[begin + 1],
-        y[begin + 1],
-    )
+    return _Edges(ring[begin], part_of_ring, polygon_of_part, x[begin], y[begin], x[begin + 1], y[begin + 1])
 
 
 def _polygons(wkb: pa.Array) -> NDArray[np.object_]:
@@ -204,16 +216,17 @@ def _polygons(wkb: pa.Array) -> NDArray[np.object_]:
 
 def _cuts(edges: _Edges, tile: Tile) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Part, row and column of each cut of an edge with the height of a row's centres."""
-    down = edges.y_begin < edges.y_end
-    top, bottom = np.where(down, edges.y_begin, edges.y_end), np.where(down, edges.y_end, edges.y_begin)
-    x_top, x_bottom = np.where(down, edges.x_begin, edges.x_end), np.where(down, edges.x_end, edges.x_begin)
+    top, bottom = np.minimum(edges.y_begin, edges.y_end), np.maximum(edges.y_begin, edges.y_end)
     first = np.clip(np.ceil(top - 0.5), 0, tile.height).astype(np.int64)
     count = np.clip(np.ceil(bottom - 0.5), 0, tile.height).astype(np.int64) - first
+    down = edges.y_begin < edges.y_end
+    x_top, x_bottom = np.where(down, edges.x_begin, edges.x_end), np.where(down, edges.x_end, edges.x_begin)
+    ends = np.cumsum(count)
     edge = np.repeat(np.arange(len(count)), count)
-    row = first[edge] + np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count)
-    x_top, top = x_top[edge], top[edge]
-    x = (row + 0.5 - top) * (x_bottom[edge] - x_top) / (bottom[edge] - top) + x_top
-    return edges.part[edge], row, _column(x, tile)
+    row = (first - (ends - count))[edge] + np.arange(len(edge))
+    x_top = x_top[edge]
+    x = (row + 0.5 - top[edge]) * (x_bottom[edge] - x_top) / (bottom - top)[edge] + x_top
+    return edges.part_of_ring[edges.ring[edge]], row, _column(x, tile)
 
 
 def _level(edges: _Edges, tile: Tile) -> tuple[NDArray[np.int64], ...]:
@@ -225,7 +238,12 @@ def _level(edges: _Edges, tile: Tile) -> tuple[NDArray[np.int64], ...]:
     lower = np.where(_clockwise(edges, edges.ring[side]), x_begin > x_end, x_begin < x_end)
     side, x_begin, x_end = side[lower], x_begin[lower], x_end[lower]
     begin = _column(np.minimum(x_begin, x_end), tile)
-    return edges.part[side], row[side].astype(np.int64), begin, _column(np.maximum(x_begin, x_end), tile) - begin
+    return (
+        edges.part_of_ring[edges.ring[side]],
+        row[side].astype(np.int64),
+        begin,
+        _column(np.maximum(x_begin, x_end), tile) - begin,
+    )
 
 
 def _clockwise(edges: _Edges, rings: NDArray[np.int64]) -> NDArray[np.bool_]:

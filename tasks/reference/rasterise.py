@@ -103,12 +103,10 @@ def rasterise_tile(
     if found is None:
         raise TileError(f"Tile {tile.name}: no reference was prepared for it; prepare it for this tile too.")
     burned = burn(found.wkb, found.ids, tile, all_touched=prepared.reference.all_touched)
-    lulc = burned.classes[..., np.newaxis]
     patch = EOPatch(bbox=BBox(tile.bounds, CRS(tile.epsg)))
-    patch[FeatureType.MASK_TIMELESS, "LULC"] = lulc
-    counts = np.bincount(lulc.ravel(), minlength=256)
+    patch[FeatureType.MASK_TIMELESS, "LULC"] = burned.classes[..., np.newaxis]
     quality = LabelQuality(
-        pixels={number: int(counts[number]) for number in np.flatnonzero(counts).tolist()},
+        pixels={number: int(burned.pixels[number]) for number in np.flatnonzero(burned.pixels).tolist()},
         polygons=len(found.ids),
         overlapping=len(burned.overlapping),
         overlap_pixels=burned.overlap_pixels,
