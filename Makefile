@@ -5,6 +5,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+unexport PYTHONDONTWRITEBYTECODE  # each of the tests' hundreds of processes would compile our modules anew
+
 .PHONY: run serve test test-e2e check bench lock clean
 
 run: $(READY)  ## the main job on this machine, without an account: results in demo/

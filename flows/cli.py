@@ -72,15 +72,16 @@ def run(
 
     A run that was interrupted goes on where it was when it is called again: nothing is bought twice.
     """
-    from flows.land_cover import land_cover
     from flows.parameters import read_config
-    from flows.server import wake_prefect
-    from flows.terminal import watched
 
     parameters = read_config(config)
     if dry_run:
         _show_plan(parameters, with_service=True)
         return
+    from flows.land_cover import land_cover
+    from flows.server import wake_prefect
+    from flows.terminal import watched
+
     wake_prefect()
     with _interruptible(), watched():
         arguments = {name: getattr(parameters, name) for name in type(parameters).model_fields}
@@ -352,6 +353,17 @@ def demo(
 def main() -> None:
     """Run the command line; an error of ours, of files or of the network ends it with its message and its status."""
     os.environ.update({name: value for name, value in CLI_SETTINGS.items() if name not in os.environ})
+    try:
+        app()
+    except Exception as error:
+        if not isinstance(error, _told_errors()):
+            raise
+        _tell(error)
+        sys.exit(exit_status(error))
+
+
+def _told_errors() -> tuple[type[Exception], ...]:
+    """What a person is told of in a sentence; these imports wait until there is an error."""
     from botocore.exceptions import BotoCoreError
 
     from localhub.sample import SampleError
@@ -359,14 +371,16 @@ def main() -> None:
     from localhub.server import ServerError
     from tasks.errors import EopatchFlowError
 
-    try:
-        app()
-    except (EopatchFlowError, ObjectStoreError, ServerError, SampleError, OSError, BotoCoreError) as error:
-        text = f"eopatch-flow: {error}"
-        if isinstance(error, OSError | BotoCoreError):
-            text = f"eopatch-flow: {error!r}\nA file or the network failed. Run again: what is done is not repeated."
-        typer.echo(text, err=True)
-        sys.exit(exit_status(error))
+    return EopatchFlowError, ObjectStoreError, ServerError, SampleError, OSError, BotoCoreError
+
+
+def _tell(error: Exception) -> None:
+    from botocore.exceptions import BotoCoreError
+
+    text = f"eopatch-flow: {error}"
+    if isinstance(error, OSError | BotoCoreError):
+        text = f"eopatch-flow: {error!r}\nA file or the network failed. Run again: what is done is not repeated."
+    typer.echo(text, err=True)
 
 
 @contextmanager

@@ -14,6 +14,8 @@ from tasks.errors import Unavailable
 
 STOP_SECONDS = 10.0
 """How long the temporary server may take to end; about 1 s as a rule."""
+SERVER_SETTINGS = {"PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false"}
+"""Kinds of blocks are listed for people before a UI, which the temporary server has not; collecting them takes 1 s."""
 
 
 def wake_prefect() -> None:
@@ -43,6 +45,7 @@ def _start() -> None:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        env=os.environ | SERVER_SETTINGS,
     )
     atexit.register(_stop, process)  # before Prefect's own: they run first, and send what is left of log and events
     os.environ["PREFECT_API_URL"] = f"{process.stdout.readline().strip() if process.stdout else ''}/api"

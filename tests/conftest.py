@@ -1,12 +1,16 @@
 """Fixtures that every test may use: the real data, and the servers that stand in for third parties."""
 
 import os
+import shutil
+import sqlite3
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import s3fs
+from prefect.settings import get_current_settings
 from prefect.testing.utilities import prefect_test_harness
 from pydantic import SecretStr
 
@@ -80,10 +84,30 @@ def bucket(s3_files: s3fs.S3FileSystem) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def prefect_server() -> Iterator[None]:
-    """A real Prefect server with an empty database, once a session."""
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A copy of the database of a real Prefect server that runs for the session, from before its first request."""
+    copy = tmp_path_factory.mktemp("prefect") / "prefect.db"
     with prefect_test_harness(server_startup_timeout=120):
-        yield
+        made = get_current_settings().server.database.connection_url
+        assert made is not None
+        place = made.get_secret_value().removeprefix("sqlite+aiosqlite:///")
+        with closing(sqlite3.connect(place)) as database, closing(sqlite3.connect(copy)) as target:
+            database.backup(target)
+        yield copy
+
+
+@pytest.fixture(scope="session")
+def prefect_server(empty_database: Path) -> None:
+    """A real Prefect server with an empty database, once a session."""
+
+
+@pytest.fixture
+def prefect_home(empty_database: Path, tmp_path: Path) -> Path:
+    """A home of Prefect for the test alone, with an empty database: Prefect itself takes 10 s of CPU to make one."""
+    home = tmp_path / "prefect"
+    home.mkdir()
+    shutil.copy(empty_database, home / "prefect.db")
+    return home
 
 
 @pytest.fixture(scope="session")

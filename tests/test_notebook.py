@@ -12,11 +12,11 @@ NOTEBOOK = Path(__file__).parents[1] / "docs/from_area_to_classifier.ipynb"
 
 
 def test_the_notebook_runs_from_the_area_to_a_map_and_a_score_that_beats_the_largest_class(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prefect_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "SH_CLIENT_ID", "SH_CLIENT_SECRET"):
         monkeypatch.delenv(name, raising=False)  # localhub's own
-    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    monkeypatch.setenv("PREFECT_HOME", str(prefect_home))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
     told = texts(notebook)

@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import sysconfig
 import threading
 import time
@@ -22,10 +21,6 @@ from tests.localhub.conformance.recording import RecordingProxy
 
 PROGRAM = Path(sysconfig.get_path("scripts")) / "eopatch-flow"
 LONGEST_SECONDS = 240
-EMPTY = """
-from flows.server import wake_prefect
-wake_prefect()
-"""
 
 
 @dataclass(frozen=True)
@@ -112,14 +107,6 @@ def kill_when(process: subprocess.Popen[bytes], state: Callable[[], bool]) -> No
                 return
             process.send_signal(signal.SIGCONT)
         time.sleep(0.0005)
-
-
-def empty_prefect(home: Path) -> Path:
-    """Make a home of Prefect with an empty database."""
-    home.mkdir(parents=True)
-    changes = {"PREFECT_HOME": str(home), "PREFECT_API_URL": ""}
-    subprocess.run([sys.executable, "-c", EMPTY], env=_environment() | changes, check=True, timeout=LONGEST_SECONDS)
-    return home
 
 
 def _environment() -> dict[str, str]:

@@ -26,7 +26,7 @@ from flows.parameters import LandCover
 from localhub.seaweed import SeaweedFS
 from localhub.server import LocalHub
 from tasks.ledger import TileState, read_ledger
-from tests.flows.killing import LONGEST_SECONDS, KillingProxy, Request, empty_prefect, kill_when, started
+from tests.flows.killing import LONGEST_SECONDS, KillingProxy, Request, kill_when, started
 from tests.flows.tables import show
 from tests.flows.test_land_cover import SLUG, requests_of, run
 from tests.localhub.watching import faults
@@ -119,12 +119,6 @@ def proxies(small_hub: LocalHub, s3: SeaweedFS) -> Iterator[tuple[KillingProxy, 
     """Before localhub, and before the S3 server."""
     with KillingProxy(small_hub.base_url) as service, KillingProxy(s3.endpoint_url) as store:
         yield service, store
-
-
-@pytest.fixture(scope="module")
-def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prefect's home with a database that was made and never used: making it takes longer than a run."""
-    return empty_prefect(tmp_path_factory.mktemp("prefect") / "home")
 
 
 def test_a_run_that_is_killed_anywhere_is_taken_up_in_the_same_place(

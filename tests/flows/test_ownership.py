@@ -87,10 +87,15 @@ def test_a_run_that_is_told_to_end_stops_its_request_and_the_next_one_goes_on(
     assert only_request(slow, slow_hub).request_id == request.request_id
 
 
-def test_a_request_that_is_to_be_left_goes_on_after_ctrl_c(slow: LandCover, slow_hub: LocalHub, tmp_path: Path) -> None:
+def test_a_request_that_is_to_be_left_goes_on_after_ctrl_c(
+    slow: LandCover, slow_hub: LocalHub, prefect_home: Path, tmp_path: Path
+) -> None:
     """A terminal sends Ctrl-C to all processes: to Prefect's temporary server too."""
     leaving = changed(slow, run={"on_abort": "leave"})
-    with running(leaving, tmp_path, PREFECT_API_URL="", PREFECT_HOME=str(tmp_path / "prefect")) as process:
+    with (
+        faults(slow_hub, tile_seconds=4),
+        running(leaving, tmp_path, PREFECT_API_URL="", PREFECT_HOME=str(prefect_home)) as process,
+    ):
         await_converted(leaving)
         os.killpg(process.pid, signal.SIGINT)
         _, told = ended(process)
@@ -101,11 +106,10 @@ def test_a_request_that_is_to_be_left_goes_on_after_ctrl_c(slow: LandCover, slow
 
 
 def test_a_run_whose_whole_process_group_is_told_to_end_stops_its_request_and_leaves_no_process(
-    slow: LandCover, slow_hub: LocalHub, tmp_path: Path
+    slow: LandCover, slow_hub: LocalHub, prefect_home: Path, tmp_path: Path
 ) -> None:
     """Its temporary server gets SIGTERM too, and has to live until the run has told it of its end."""
-    home = {"PREFECT_API_URL": "", "PREFECT_HOME": str(tmp_path / "prefect")}
-    (tmp_path / "prefect").mkdir()
+    home = {"PREFECT_API_URL": "", "PREFECT_HOME": str(prefect_home)}
     with faults(slow_hub, tile_seconds=4), running(slow, tmp_path, **home) as process:
         await_converted(slow)
         os.killpg(process.pid, signal.SIGTERM)
@@ -118,9 +122,8 @@ def test_a_run_whose_whole_process_group_is_told_to_end_stops_its_request_and_le
         eventually(lambda: not exists(process.pid), seconds=30)
 
 
-def test_the_temporary_server_of_a_run_that_is_killed_ends(slow: LandCover, tmp_path: Path) -> None:
-    (tmp_path / "prefect").mkdir()
-    with running(slow, tmp_path, PREFECT_API_URL="", PREFECT_HOME=str(tmp_path / "prefect")) as process:
+def test_the_temporary_server_of_a_run_that_is_killed_ends(slow: LandCover, prefect_home: Path, tmp_path: Path) -> None:
+    with running(slow, tmp_path, PREFECT_API_URL="", PREFECT_HOME=str(prefect_home)) as process:
         eventually(lambda: lease_path(slow).exists())
         process.kill()
         process.wait()

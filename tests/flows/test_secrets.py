@@ -101,10 +101,10 @@ def marked(
 
 
 def test_no_secret_is_left_in_anything_that_runs_leave_behind(
-    marked: tuple[LandCover, s3fs.S3FileSystem], marked_hub: LocalHub, tmp_path: Path
+    marked: tuple[LandCover, s3fs.S3FileSystem], marked_hub: LocalHub, prefect_home: Path, tmp_path: Path
 ) -> None:
     parameters, files = marked
-    home, places = tmp_path / "prefect", dict[str, bytes]()
+    home, places = prefect_home, dict[str, bytes]()
     work = tmp_path / "work"
     work.mkdir()
     save = execute([sys.executable, "-c", BLOCKS], home, work, f"{CLIENT_ID} {CLIENT_SECRET} {S3_KEY} {S3_SECRET}")
