@@ -63,10 +63,11 @@ def test_threads_processes_and_a_cluster_make_the_same_eopatches_and_the_same_le
 
 @pytest.mark.parametrize("where", ["processes", "dask"])
 def test_a_worker_that_is_killed_in_the_middle_of_a_tile_costs_a_repetition_and_not_a_run(
-    where: str, parameters: LandCover, cluster: Cluster
+    where: str, parameters: LandCover, request: pytest.FixtureRequest
 ):
+    cluster = request.getfixturevalue("cluster") if where == "dask" else None
     daily = parameters.model_copy(update={"period": parameters.period.model_copy(update={"step_days": 1})})
-    with killing(processes_of(where, cluster), ".eopatch_", times=1) as killed:
+    with killing(processes_of(cluster), ".eopatch_", times=1) as killed:
         summary = run(worked(daily, where, cluster))
     assert len(killed) == 1
     assert states(summary) == dict.fromkeys(TILES, "labelled")
@@ -74,17 +75,17 @@ def test_a_worker_that_is_killed_in_the_middle_of_a_tile_costs_a_repetition_and_
     assert not list(Path(summary.folder).glob(".eopatch_*"))
 
 
-def test_a_tile_that_kills_its_process_each_time_costs_only_itself(parameters: LandCover, cluster: Cluster):
+def test_a_tile_that_kills_its_process_each_time_costs_only_itself(parameters: LandCover):
     limits = parameters.limits.model_copy(update={"min_success": 0.75})
     period = parameters.period.model_copy(update={"step_days": 1})
     daily = parameters.model_copy(update={"period": period, "limits": limits})
-    with killing(processes_of("processes", cluster), ".eopatch_t2.", times=99) as killed:
-        summary = run(worked(daily, "processes", cluster))
+    with killing(processes_of(None), ".eopatch_t2.", times=99) as killed:
+        summary = run(worked(daily, "processes"))
     assert len(killed) == 2
     assert states(summary) == dict.fromkeys(("t0", "t1", "t3"), "labelled") | {"t2": "failed"}
     (reason,) = (record.reason for record in summary.records if record.tile.name == "t2")
     assert "died twice, the second time with no other tile at work" in reason
-    assert run(worked(daily, "processes", cluster)).converted == 1
+    assert run(worked(daily, "processes")).converted == 1
 
 
 def test_a_cluster_that_is_lost_ends_the_run_and_the_next_run_goes_on(parameters: LandCover, cluster: Cluster):
@@ -95,7 +96,7 @@ def test_a_cluster_that_is_lost_ends_the_run_and_the_next_run_goes_on(parameters
     period = parameters.period.model_copy(update={"step_days": 1})
     daily = parameters.model_copy(update={"period": period})
     with (
-        killing(processes_of("dask", cluster), ".eopatch_", times=1, kill=lose),
+        killing(processes_of(cluster), ".eopatch_", times=1, kill=lose),
         pytest.raises(
             Unavailable, match=r"The Dask cluster at tcp://.* was lost: .*run again when the cluster is there"
         ),
@@ -165,8 +166,8 @@ def test_where_tiles_are_worked_on_has_to_fit_together(values: dict[str, Any], p
         parse_config({"run": values}, "test")
 
 
-def worked(parameters: LandCover, where: str, cluster: Cluster) -> LandCover:
-    address = cluster.address if where == "dask" else None
+def worked(parameters: LandCover, where: str, cluster: Cluster | None = None) -> LandCover:
+    address = cluster.address if cluster and where == "dask" else None
     return with_run(parameters, tiles_on=where, dask_address=address)
 
 
@@ -187,8 +188,9 @@ def without_origin(patch: EOPatch) -> EOPatch:
     return patch
 
 
-def processes_of(where: str, cluster: Cluster) -> Callable[[], Iterable[int]]:
-    if where == "dask":
+def processes_of(cluster: Cluster | None) -> Callable[[], Iterable[int]]:
+    """Those that work on tiles: of the cluster, or else of this process."""
+    if cluster is not None:
         return lambda: [worker.pid for worker in cluster.workers]
     return lambda: [child.pid for child in psutil.Process().children(recursive=True) if "spawn_main" in cmdline(child)]
 
