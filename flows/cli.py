@@ -306,7 +306,7 @@ def localhub(  # noqa: PLR0913, PLR0917 - each is an option that a person gives
 
     Both listen on this machine only. A page for people is at the address that is printed.
     """
-    from flows.demo import read_settings, servers
+    from flows.servers import read_settings, servers
     from flows.terminal import watched
     from localhub.server import ServerError
     from tasks.service import LOCALHUB_CLIENT

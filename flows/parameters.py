@@ -18,11 +18,11 @@ from tasks.form import FormModel
 from tasks.plan import Area, Period, Tiling
 from tasks.reference import Reference
 from tasks.service import Service
-from tasks.storage import Storage
+from tasks.storage import LOCALHUB_POLYGONS, Storage
 
 SAMPLE_AREA = Area(name="Sample", bbox=(15.795, 46.335, 16.02, 46.475))
 """Lies in four tiles of localhub's sample archive."""
-SAMPLE_REFERENCE = Reference(file="s3://eopatch-flow/reference/sample.gpkg")
+SAMPLE_REFERENCE = Reference(file=LOCALHUB_POLYGONS)
 """The sample archive's land-cover polygons, where ``eopatch-flow localhub`` puts them."""
 
 

@@ -22,6 +22,8 @@ from tasks.form import EmptyIs, FormModel
 
 LOCALHUB_S3_KEYS = ("localhub", "localhub-secret")
 """Access key and secret of the object store that the stand-in starts; used on loopback only, and only by default."""
+LOCALHUB_POLYGONS = "s3://eopatch-flow/reference/sample.gpkg"
+"""Where the stand-in puts the land-cover polygons of its sample."""
 
 S3_URL = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^<>]*)?$"
 """A bucket, and a prefix without the placeholders of delivery templates."""

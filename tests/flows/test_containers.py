@@ -22,7 +22,7 @@ from typer.exceptions import TyperException
 from typer.main import get_command
 
 from flows.cli import app
-from flows.demo import read_settings
+from flows.servers import read_settings
 from flows.setup import CLIENT_VARIABLES, KEY_VARIABLES
 from localhub.settings import Settings
 from tasks.service import LOCALHUB_CLIENT, Service
