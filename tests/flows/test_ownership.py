@@ -92,10 +92,7 @@ def test_a_request_that_is_to_be_left_goes_on_after_ctrl_c(
 ) -> None:
     """A terminal sends Ctrl-C to all processes: to Prefect's temporary server too."""
     leaving = changed(slow, run={"on_abort": "leave"})
-    with (
-        faults(slow_hub, tile_seconds=4),
-        running(leaving, tmp_path, PREFECT_API_URL="", PREFECT_HOME=str(prefect_home)) as process,
-    ):
+    with running(leaving, tmp_path, PREFECT_API_URL="", PREFECT_HOME=str(prefect_home)) as process:
         await_converted(leaving)
         os.killpg(process.pid, signal.SIGINT)
         _, told = ended(process)
