@@ -199,7 +199,7 @@ class Floor:
         for array, encode in zip(self._arrays, encoders, strict=True):
             source = ArraySource.of(array, temporal=True)
             parts = source.frames() if encode is _blosc else source.parts()
-            _on_all_cores(lambda *part, read=source.read, encode=encode: encode(read(*part)), parts)
+            _on_all_cores(lambda *part, made=source.made, encode=encode: encode(made(*part)), parts)
 
 
 def _on_all_cores(work: Callable[..., object], items: Iterator[tuple[Any, ...]] | Sequence[tuple[Any, ...]]) -> None:

@@ -39,31 +39,42 @@ class ArraySource:
         shape: of the whole; (time, height, width, band) as a rule.
         dtype: of the whole.
         temporal: the first axis is the time. A frame is one date; an array without dates is a single frame.
-        read: gives rows of a frame, C-contiguous: (frame, first row, row after the last one).
+        read: puts rows of a frame into a C-contiguous array: (frame, first row, row after the last one, array).
+        view: gives a frame, C-contiguous, where it exists as a whole and need not be made; None where it does not.
         finished: is told of each frame that has been compressed as a whole.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     temporal: bool
-    read: Callable[[int, int, int], NDArray[Any]]
+    read: Callable[[int, int, int, NDArray[Any]], None]
+    view: Callable[[int], NDArray[Any] | None] = lambda _: None
     finished: Callable[[int], None] = lambda _: None
 
     @classmethod
     def of(cls, array: NDArray[Any], *, temporal: bool) -> Self:
         """An array that is in memory."""
-        frames = array if temporal else array[np.newaxis]
-        return cls(
-            array.shape,
-            array.dtype,
-            temporal,
-            lambda frame, first, last: np.ascontiguousarray(frames[frame, first:last]),
-        )
+        frames = np.ascontiguousarray(array if temporal else array[np.newaxis])
+
+        def read(frame: int, first: int, last: int, rows: NDArray[Any]) -> None:
+            rows[...] = frames[frame, first:last]
+
+        return cls(array.shape, array.dtype, temporal, read, frames.__getitem__)
 
     @property
     def frame_shape(self) -> tuple[int, ...]:
         """Shape of a frame; its first axis is what is called rows here."""
         return self.shape[1:] if self.temporal else self.shape
+
+    def made(self, frame: int, first: int, last: int) -> NDArray[Any]:
+        """Rows of a frame, C-contiguous, good until the same thread asks again."""
+        whole = self.view(frame)
+        if whole is not None:
+            return whole[first:last]
+        rows = room((last - first, *self.frame_shape[1:]), self.dtype)
+        for begin, end in self.row_ranges(first, last):
+            self.read(frame, begin, end, rows[begin - first : end - first])
+        return rows
 
     def frames(self) -> Iterator[Part]:
         """Every frame as a whole."""
@@ -73,16 +84,15 @@ class ArraySource:
     def parts(self) -> Iterator[Part]:
         """Every frame in parts of some `MEMBER_BYTES`, in the order of the array's bytes."""
         for frame, _, rows in self.frames():
-            for first, last in self.row_ranges():
-                yield (frame, first, min(last, rows))
+            for first, last in self.row_ranges(0, rows):
+                yield (frame, first, last)
 
-    def row_ranges(self) -> Iterator[tuple[int, int]]:
-        """The rows of a frame in parts of some `MEMBER_BYTES`."""
-        rows = self.frame_shape[0]
+    def row_ranges(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
+        """Rows of a frame in parts of some `MEMBER_BYTES`."""
         row_bytes = int(np.prod(self.frame_shape[1:])) * self.dtype.itemsize
         step = max(1, MEMBER_BYTES // max(1, row_bytes))
-        for first in range(0, rows, step):
-            yield first, min(first + step, rows)
+        for first in range(begin, end, step):
+            yield first, min(first + step, end)
 
 
 def save_array(source: ArraySource, path: Path, file_format: FileFormat, *, hashed: bool = False) -> list[bytes]:
@@ -114,7 +124,7 @@ def stored_hashes(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], *, t
         ValueError: shape or type are other ones.
         Exception: whatever the formats raise on damage.
     """
-    layout = ArraySource(shape, dtype, temporal, lambda *_: np.empty(0))
+    layout = ArraySource(shape, dtype, temporal, lambda *_: None)
     read = _read_zarr if path.suffix == ".zarr" else _read_npy
     return [_hash(part) for part in read(path, layout)]
 
@@ -123,7 +133,7 @@ def _save_npy(source: ArraySource, path: Path, digest: Digest) -> Iterator[bytes
     level = FLOAT_LEVEL if source.dtype.kind == "f" else INTEGER_LEVEL
 
     def compressed(part: Part) -> tuple[bytes, bytes]:
-        content = source.read(*part)
+        content = source.made(*part)
         return igzip.compress(content.reshape(-1).view(np.uint8), level, mtime=0), digest(content)
 
     with path.open("wb") as file:
@@ -142,10 +152,10 @@ def _save_zarr(source: ArraySource, path: Path, digest: Digest) -> Iterator[byte
     array = zarr.create(source.shape, chunks=chunk, dtype=source.dtype, store=zarr.DirectoryStore(str(path)))
 
     def stored(part: Part) -> bytes:
-        content = room(source.frame_shape, source.dtype)
-        for first, last in source.row_ranges():
-            content[first:last] = source.read(part[0], first, last)
-        array[part[0] if source.temporal else ...] = content
+        content = source.made(*part)
+        # zarr would look for a chunk that may be there, compare it with the fill value, and copy it twice
+        name = ".".join(map(str, (part[0] if source.temporal else 0, *[0] * len(source.frame_shape))[-array.ndim :]))
+        (path / name).write_bytes(array.compressor.encode(content))
         source.finished(part[0])
         return digest(content)
 

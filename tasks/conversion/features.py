@@ -38,42 +38,45 @@ class Feature:
     source: ArraySource
 
 
-def decode(numbers: NDArray[Any], rule: FeatureRule) -> NDArray[Any]:
+def decode(numbers: NDArray[Any], rule: FeatureRule, out: NDArray[Any] | None = None) -> NDArray[Any]:
     """Turn delivered numbers into a feature's values: ``number * scale + offset``, 0 where there is no data.
 
     Args:
         numbers: any shape; integers are scaled in double precision.
         rule: scale, offset, no-data number and type of the result.
+        out: where the values go; an array of that shape and the rule's type, not that of the numbers.
 
     Raises:
         ValueError: a value does not fit the rule's type.
     """
-    dtype = np.dtype(rule.dtype)
-    values = _scaled(numbers, rule, dtype)
+    result = np.empty(numbers.shape, rule.dtype) if out is None else out
+    values = _scaled(numbers, rule, result)
     missing = None if numbers.dtype.kind in "iu" else ~np.isfinite(values)
     if rule.no_data is not None:
         missing = numbers == rule.no_data if missing is None else missing | (numbers == rule.no_data)
     if missing is not None and missing.any():
         values = np.where(missing, values.dtype.type(0), values)
-    if dtype.kind != "f" and values.dtype.kind == "f":
+    if result.dtype.kind != "f" and values.dtype.kind == "f":
         values = np.rint(values)
-    if dtype.kind != "f" and not np.can_cast(values.dtype, dtype):
-        _check_range(values, dtype)
-    return values.astype(dtype, copy=False)
+    if result.dtype.kind != "f" and not np.can_cast(values.dtype, result.dtype):
+        _check_range(values, result.dtype)
+    if values is not result:
+        np.copyto(result, values, casting="unsafe")
+    return result
 
 
-def _scaled(numbers: NDArray[Any], rule: FeatureRule, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Give ``number * scale + offset``; the last operation rounds to the result's type without another array."""
+def _scaled(numbers: NDArray[Any], rule: FeatureRule, result: NDArray[Any]) -> NDArray[Any]:
+    """Give ``number * scale + offset``, in ``result`` if that is of floats, whose last operation rounds to its type."""
     if (rule.scale, rule.offset) == (1.0, 0.0):
         return numbers
     precise = np.result_type(numbers, 1.0)  # double for integers
-    result = np.empty(numbers.shape, dtype if dtype.kind == "f" else precise)
+    values = result if result.dtype.kind == "f" else np.empty(numbers.shape, precise)
     if rule.offset == 0.0:
-        np.multiply(numbers, rule.scale, out=result, dtype=precise, casting="unsafe")
-        return result
+        np.multiply(numbers, rule.scale, out=values, dtype=precise, casting="unsafe")
+        return values
     products = np.multiply(numbers, rule.scale, dtype=precise)
-    np.add(products, rule.offset, out=result, dtype=precise, casting="unsafe")
-    return result
+    np.add(products, rule.offset, out=values, dtype=precise, casting="unsafe")
+    return values
 
 
 def _check_range(values: NDArray[Any], dtype: np.dtype[Any]) -> None:
@@ -120,8 +123,7 @@ def empty_features(tile: Tile, mapping: FeatureMapping, dates: Dates) -> Iterato
 
 
 def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any], *, temporal: bool) -> ArraySource:
-    frame = shape[1:] if temporal else shape
-    return ArraySource(shape, dtype, temporal, lambda _, first, last: np.zeros((last - first, *frame[1:]), dtype))
+    return ArraySource(shape, dtype, temporal, lambda *part: part[-1].fill(0))
 
 
 class _Loader:
@@ -175,43 +177,78 @@ class _Loader:
 def _source(
     tile: Tile, rule: FeatureRule, planes: Sequence[Planes], dates: Dates, quality: Planes | None
 ) -> ArraySource:
-    """The values of a feature; the one place where GeoTIFF's axes become eo-learn's.
+    """The values of a feature."""
+    frames = _Frames(tile, rule, planes, dates, quality if rule.temporal else None)
+    time = (len(dates.order),) if rule.temporal else ()
+    bands = len(planes) * rule.bands_per_date if rule.temporal else sum(len(file.numbers) for file in planes)
+    shape = (*time, tile.height, tile.width, bands)
+    return ArraySource(shape, np.dtype(rule.dtype), rule.temporal, frames.read, frames.view, frames.finished)
+
+
+class _Frames:
+    """The values of a feature, frame by frame; the one place where GeoTIFF's axes become eo-learn's.
 
     Files are (date, row, column), or have several bands for each date, and become (time, height, width, band), time
     ascending, the bands of all files in a row. Files of timeless features are (band, row, column) and become (height,
     width, band) likewise.
+
+    Args:
+        tile: of the error messages.
+        rule: what the numbers mean.
+        planes: numbers of the files.
+        dates: of the files.
+        quality: where it is 0, values are; None for a timeless feature.
     """
 
-    def read(frame: int, first: int, last: int) -> NDArray[Any]:
-        numbers = np.empty((last - first, tile.width, bands), np.result_type(*(file.numbers for file in planes)))
-        for band, layer in enumerate(layer for file in planes for layer in file.numbers[positions(frame)]):
+    def __init__(
+        self, tile: Tile, rule: FeatureRule, planes: Sequence[Planes], dates: Dates, quality: Planes | None
+    ) -> None:
+        self._tile, self._rule, self._planes, self._dates, self._quality = tile, rule, planes, dates, quality
+        self._dtype = np.result_type(*(file.numbers for file in planes))
+        self._as_delivered = self._dtype == rule.dtype and self._dtype.kind in "iu" and rule.keeps_numbers
+        self._used = set(planes) if quality is None else {*planes, quality}
+        self._own = self._used - {quality} if rule.temporal else set()  # the quality is needed by all features
+
+    def read(self, frame: int, first: int, last: int, rows: NDArray[Any]) -> None:
+        """Make rows of a frame."""
+        numbers = rows if self._as_delivered else np.empty(rows.shape, self._dtype)
+        for band, layer in enumerate(self._layers(frame)):
             numbers[:, :, band] = layer[first:last]
-        values = _decoded(tile, numbers, rule)
-        if rule.temporal and quality is not None:
-            missing = quality.numbers[dates.order[frame], first:last] == 0
+        if not self._as_delivered:
+            _decode(self._tile, numbers, self._rule, rows)
+        if self._quality is not None:
+            missing = self._quality.numbers[self._dates.order[frame], first:last] == 0
             if missing.any():
-                values[missing] = 0
-        for file in used:
+                rows[missing] = 0
+        for file in self._used:
             file.release()
-        return values
 
-    def finished(frame: int) -> None:
-        for file in own:
-            file.forget(positions(frame))
+    def view(self, frame: int) -> NDArray[Any] | None:
+        """Give a frame where it lies in a file's numbers as it is to be stored."""
+        if not self._as_delivered or self._quality is not None:
+            return None
+        layers = list(self._layers(frame))
+        return layers[0][:, :, np.newaxis] if len(layers) == 1 else None
 
-    def positions(frame: int) -> slice:
-        return rule.positions(dates.order[frame], len(dates.order)) if rule.temporal else slice(None)
+    def finished(self, frame: int) -> None:
+        """Give back the memory of a frame."""
+        for file in self._own:
+            file.forget(self._positions(frame))
+        for file in self._used:
+            file.release()
 
-    used = set(planes) if quality is None else {*planes, quality}
-    own = used - {quality} if rule.temporal else set()  # the quality is needed by all features
-    bands = len(planes) * rule.bands_per_date if rule.temporal else sum(len(file.numbers) for file in planes)
-    time = (len(dates.order),) if rule.temporal else ()
-    return ArraySource((*time, tile.height, tile.width, bands), np.dtype(rule.dtype), rule.temporal, read, finished)
+    def _layers(self, frame: int) -> Iterator[NDArray[Any]]:
+        return (layer for file in self._planes for layer in file.numbers[self._positions(frame)])
+
+    def _positions(self, frame: int) -> slice:
+        if not self._rule.temporal:
+            return slice(None)
+        return self._rule.positions(self._dates.order[frame], len(self._dates.order))
 
 
-def _decoded(tile: Tile, numbers: NDArray[Any], rule: FeatureRule) -> NDArray[Any]:
+def _decode(tile: Tile, numbers: NDArray[Any], rule: FeatureRule, rows: NDArray[Any]) -> None:
     try:
-        return decode(numbers, rule)
+        decode(numbers, rule, rows)
     except ValueError as error:
         raise TileError(f"Tile {tile.name}: feature {rule.name}: {error}.") from error
 
@@ -221,10 +258,9 @@ def _quality_masks(mapping: FeatureMapping, dates: Dates, quality: Planes | None
         return
 
     def mask(name: str, true_for: Callable[[NDArray[Any]], NDArray[Any]]) -> Feature:
-        def read(frame: int, first: int, last: int) -> NDArray[Any]:
-            values = true_for(quality.numbers[dates.order[frame], first:last, :, np.newaxis])
+        def read(frame: int, first: int, last: int, rows: NDArray[Any]) -> None:
+            rows[...] = true_for(quality.numbers[dates.order[frame], first:last, :, np.newaxis])
             quality.release()
-            return values
 
         shape = (*quality.numbers.shape, 1)
         return Feature("mask", name, ArraySource(shape, np.dtype(bool), temporal=True, read=read))

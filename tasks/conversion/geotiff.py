@@ -178,17 +178,15 @@ def _inflated(content: Content, layout: Layout, start: int, size: int, rows: int
 
 
 def _place(stored: NDArray[Any], layout: Layout, target: NDArray[Any]) -> None:
-    """Undo the predictor and put a block's numbers where they belong, (band, row, column)."""
+    """Undo the predictor and put a block's numbers where they belong, (band, row, column), in one go."""
     _, rows, columns = target.shape
     if layout.predictor == FLOATING_POINT:
         stored = imagecodecs.floatpred_decode(stored, axis=-2)
-    if layout.predictor == HORIZONTAL:
-        differences = stored.view(f"u{stored.itemsize}")
-        if layout.samples == 1:
-            differences = differences[:, :, 0]  # an axis less: three times as fast
-        imagecodecs.delta_decode(differences, axis=1, out=differences)
-    if layout.samples == 1:
-        target[0] = stored[:rows, :columns, 0]
-        return
-    for row in range(rows):  # row by row: both sides of the turn stay in the processor's cache
-        target[:, row] = stored[row, :columns].T
+    stored, unsigned = stored[:rows, :columns], f"u{stored.itemsize}"
+    if layout.predictor != HORIZONTAL:
+        target[...] = stored.transpose(2, 0, 1)
+    elif layout.samples == 1:  # an axis less: three times as fast
+        imagecodecs.delta_decode(stored[:, :, 0].view(unsigned), axis=1, out=target[0].view(unsigned))
+    else:
+        for row in range(rows):  # row by row: both sides of the turn stay in the processor's cache
+            imagecodecs.delta_decode(stored[row].T.view(unsigned), axis=1, out=target[:, row].view(unsigned))

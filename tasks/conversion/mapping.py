@@ -97,6 +97,11 @@ class FeatureRule(BaseModel):
         """Whether the feature has a time axis."""
         return not self.feature_type.endswith("_timeless")
 
+    @property
+    def keeps_numbers(self) -> bool:
+        """Whether the numbers that are delivered are the values."""
+        return (self.scale, self.offset, self.no_data or 0) == (1.0, 0.0, 0)
+
     def positions(self, date: int, dates: int) -> slice:
         """Where a date's bands stand in a file of so many dates."""
         if self.band_order == "by date":
