@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -26,8 +25,6 @@ from tasks.reference.classification import NULL, UNMAPPED
 from tasks.reference.projection import transform_between
 from tasks.reference.shapes import Geometries, Shapes
 from tasks.reference.sources import Bounds
-
-S = TypeVar("S", bound=Shapes)
 
 SCHEMA = pa.schema(
     [
@@ -134,9 +131,21 @@ class Zone:
             bounds[bounds[:, 2] - bounds[:, 0] > 180] = EVERYWHERE  # across the antimeridian
         return bounds
 
-    def reproject(self, shapes: S, crs: CRS) -> S:
-        """Bring polygons into the zone's CRS; those that it cannot hold have no finite bounds, and are far away."""
-        return shapes.transformed(transform_between(crs, crs_of(self._epsg)))
+    def reproject(self, shapes: Shapes, crs: CRS, surroundings: "Surroundings") -> Shapes:
+        """Bring polygons into the zone's CRS; those that it cannot hold as a whole are cut to the tiles' surroundings.
+
+        Half a continent is one: a transverse Mercator projection has no place for what lies a quarter turn away.
+        """
+        transform = transform_between(crs, crs_of(self._epsg))
+        there = shapes.transformed(transform)
+        lost = np.flatnonzero(_finite(shapes.bounds()) & ~_finite(there.bounds()))
+        if len(lost) == 0:
+            return there
+        cut = shapely.intersection(shapes.take(lost).geometries(), surroundings.outline)
+        polygons = there.geometries().copy()
+        polygons[lost] = Geometries(polygonal(cut)[0]).transformed(transform).shapes
+        polygons[~_finite(shapely.bounds(polygons))] = None
+        return Geometries(polygons)
 
     def add(self, shapes: Shapes, **columns: NDArray[np.generic]) -> NDArray[np.bool_]:
         """Keep those polygons that touch a tile, with the columns of :data:`SCHEMA`; tells which these are."""
@@ -172,7 +181,7 @@ class Zone:
     def _touching(self, shapes: Shapes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Pairs of a polygon and a tile that share at least a point."""
         bounds = shapes.bounds()
-        somewhere = np.flatnonzero(np.isfinite(bounds).all(axis=1))
+        somewhere = np.flatnonzero(_finite(bounds))
         diagonals = shapely.linestrings(bounds[somewhere].reshape(-1, 2, 2))  # the tree looks at no more
         place, tile = self._tree.query(diagonals)
         polygon = somewhere[place]
@@ -207,6 +216,7 @@ class Surroundings:
     """
 
     def __init__(self, boxes: NDArray[np.float64]) -> None:
+        self.outline = shapely.box(*around([boxes]))
         self._low = np.tile(boxes[:, :2].min(axis=0), 2)
         self._size = np.tile(boxes[:, 2:].max(axis=0), 2) - self._low
         taken = np.zeros((CELLS + 2, CELLS + 2), np.int32)  # a cell on each side stands for all that is beyond
@@ -217,7 +227,7 @@ class Surroundings:
     def meet(self, bounds: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Whether bounds, (n, 4), come near a box: all that meet one do; those that are not finite do not."""
         meet = np.zeros(len(bounds), np.bool_)
-        finite = np.flatnonzero(np.isfinite(bounds).all(axis=1))
+        finite = np.flatnonzero(_finite(bounds))
         west, south, east, north = self._cells(bounds[finite]).T
         sums = self._sums
         within = sums[north + 1, east + 1] - sums[south, east + 1] - sums[north + 1, west] + sums[south, west]
@@ -227,6 +237,10 @@ class Surroundings:
     def _cells(self, bounds: NDArray[np.float64]) -> NDArray[np.int64]:
         cells: NDArray[np.float64] = np.floor((bounds - self._low) / self._size * CELLS) + 1
         return np.clip(cells, 0, CELLS + 1).astype(np.int64)
+
+
+def _finite(bounds: NDArray[np.float64]) -> NDArray[np.bool_]:
+    return np.array(np.isfinite(bounds).all(axis=1))
 
 
 def polygonal(geometries: NDArray[np.object_]) -> tuple[NDArray[np.object_], NDArray[np.bool_]]:

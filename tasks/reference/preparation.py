@@ -228,13 +228,21 @@ class _Preparation:
         for rows in source.rows(one.class_column, _name_column(one, source), bounds):
             for part in _parts(rows, near):
                 nowhere += part.nowhere
-                self._add_part(rows, part, number * _PLACES, source.crs, classifier)
+                self._add_part(rows, part, number * _PLACES, source.crs, near, classifier)
         counted = source.without_geometry()
         self._counts["without_polygon"] += nowhere if counted is None else counted
         _judge(classifier, self._reference, one)
         self._unmapped += classifier.unmapped
 
-    def _add_part(self, rows: Rows, part: _Part, before: int, crs: CRS, classifier: Classifier) -> None:
+    def _add_part(
+        self,
+        rows: Rows,
+        part: _Part,
+        before: int,
+        crs: CRS,
+        surroundings: Sequence[Surroundings],
+        classifier: Classifier,
+    ) -> None:
         values = rows.values.take(pa.array(part.rows))
         ids = classifier.ids(values)
         names = None if rows.names is None else rows.names.take(pa.array(part.rows))
@@ -245,9 +253,10 @@ class _Preparation:
             "repaired": part.repaired,
         }
         used, small = np.zeros(len(ids), np.bool_), np.zeros(len(ids), np.bool_)
-        for zone, near in zip(self._zones, part.near, strict=True):
+        for zone, around_it, near in zip(self._zones, surroundings, part.near, strict=True):
             here = np.flatnonzero(near)
-            shapes, small[here] = self._shaped(zone.reproject(part.shapes.take(here), crs), small[here])
+            reprojected = zone.reproject(part.shapes.take(here), crs, around_it)
+            shapes, small[here] = self._shaped(reprojected, small[here])
             used[here] |= zone.add(shapes, **{name: column[here] for name, column in columns.items()})
         used &= ids >= 0
         self._counts.update(

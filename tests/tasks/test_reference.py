@@ -330,6 +330,22 @@ def test_invalid_and_missing_geometries_are_repaired_or_left_out_and_counted(tmp
     assert set(np.unique(lulc_of(prepared))) == {0, 1, 4}
 
 
+@pytest.mark.parametrize("buffer_m", [0, -10])
+@pytest.mark.parametrize("driver", ["gpkg", "geojson"])
+def test_half_a_world_around_a_tile_is_more_than_utm_can_hold_and_labels_it_all_the_same(
+    tmp_path: Path, driver: str, buffer_m: float
+) -> None:
+    # by way of Sumatra, where UTM 33 has no numbers
+    east = shapely.Polygon([(-60, -10), (105, 0), (179, -10), (179, 85), (-60, 85)])
+    west = shapely.box(-120, -10, -61, 85)
+    write(tmp_path / f"r.{driver}", [east, west], crs="EPSG:4326", LULC_ID=[7, 3])
+
+    prepared = prepare(Reference(file=str(tmp_path / f"r.{driver}"), buffer_m=buffer_m), tmp_path)
+
+    assert (prepared.findings.polygons, prepared.findings.too_small) == (1, 0)
+    assert (lulc_of(prepared) == 7).all()
+
+
 def test_a_file_of_points_has_no_polygon(tmp_path: Path) -> None:
     reference = write(tmp_path / "r.gpkg", [shapely.Point(MIN_X, MIN_Y)], LULC_ID=[1])
 
