@@ -71,7 +71,7 @@ def parameters(
     four_tiles: Path,
     tmp_path: Path,
 ) -> LandCover:
-    """Four small tiles, five dates, labels; everything in the test's own bucket and folder."""
+    """Four small tiles, five dates, labels, no quick-looks; everything in the test's own bucket and folder."""
     return LandCover.model_validate(
         {
             "area": {"name": "Small"},
@@ -84,6 +84,12 @@ def parameters(
                 "endpoint_url": s3.endpoint_url,
             },
             "reference": {"file": str(small_sample.reference)},
-            "run": {"quicklooks": 1, "patience_minutes": 0.2},
+            "run": {"quicklooks": 0, "patience_minutes": 0.2},
         }
     )
+
+
+@pytest.fixture
+def pictured(parameters: LandCover) -> LandCover:
+    """The same with a quick-look, which takes as long to draw as a tile to convert."""
+    return parameters.model_copy(update={"run": parameters.run.model_copy(update={"quicklooks": 1})})

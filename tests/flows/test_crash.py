@@ -277,7 +277,7 @@ def through(parameters: LandCover, service: KillingProxy, store: KillingProxy) -
         parameters,
         service={"base_url": service.base_url},
         storage={"endpoint_url": store.base_url},
-        run={"tiles_at_once": 1, "poll_seconds": 1, "patience_minutes": 5},
+        run={"tiles_at_once": 1, "poll_seconds": 1, "patience_minutes": 5, "quicklooks": 1},
     )
 
 

@@ -61,8 +61,8 @@ def test_an_area_becomes_labelled_eopatches(parameters: LandCover):
         np.testing.assert_array_equal(patch.mask["IS_DATA"], patch.mask["QUALITY"] > 0)
 
 
-def test_a_run_leaves_ledger_map_summary_and_quicklook_beside_the_data(parameters: LandCover):
-    summary = run(parameters)
+def test_a_run_leaves_ledger_map_summary_and_quicklook_beside_the_data(pictured: LandCover):
+    summary = run(pictured)
     folder = Path(summary.folder)
     assert [record.state for record in read_ledger(folder / "ledger.gpkg")] == [TileState.LABELLED] * 4
     assert (folder / "report/tiles.png").read_bytes().startswith(b"\x89PNG")
@@ -81,8 +81,8 @@ PUBLISHED = ("plan", "plan-tiles", "map", "tiles", "reference", "summary")
 """What artifacts are about."""
 
 
-def test_a_run_publishes_plan_map_table_and_summary(parameters: LandCover):
-    run(parameters)
+def test_a_run_publishes_plan_map_table_and_summary(pictured: LandCover):
+    run(pictured)
     artifacts = {what: Artifact.get(f"small-{what}") for what in PUBLISHED}
     texts = {what: str(found.data) for what, found in artifacts.items() if found is not None}
     assert "5, from 2019-01-01 to 2019-03-02, every 15 days" in texts["plan"]
@@ -194,21 +194,19 @@ def test_labels_that_are_made_up_for_are_no_more_tiles_at_once_than_was_asked(pa
     assert all(after.start_time >= before.end_time for before, after in pairwise(runs))
 
 
-def test_a_picture_that_cannot_be_drawn_does_not_fail_the_run(parameters: LandCover):
-    folder = Path(run(parameters).folder)
+def test_a_picture_that_cannot_be_drawn_does_not_fail_the_run(pictured: LandCover):
+    folder = Path(run(pictured).folder)
     (folder / "report/quicklooks/t0.png").unlink()
     bands = folder / "eopatches/eopatch_t0/data/BANDS.npy.gz"
     bands.write_bytes(bytes(bands.stat().st_size))  # of the size that it had: only reading tells
-    summary = run(parameters)
+    summary = run(pictured)
     assert "Quick-look" not in summary.places
     assert summary.message.startswith("4 of 4 EOPatches are ready")
 
 
-def test_eopatches_may_go_to_s3_as_zarr(
-    parameters: LandCover, bucket: str, s3_files: s3fs.S3FileSystem, tmp_path: Path
-):
-    changed = parameters.model_dump() | {
-        "storage": parameters.storage.model_dump() | {"destination": f"s3://{bucket}/eopatches"},
+def test_eopatches_may_go_to_s3_as_zarr(pictured: LandCover, bucket: str, s3_files: s3fs.S3FileSystem, tmp_path: Path):
+    changed = pictured.model_dump() | {
+        "storage": pictured.storage.model_dump() | {"destination": f"s3://{bucket}/eopatches"},
         "patches": {"file_format": "zarr"},
     }
     summary = run(LandCover.model_validate(changed))
@@ -219,13 +217,13 @@ def test_eopatches_may_go_to_s3_as_zarr(
     assert s3_files.exists(f"{bucket}/eopatches/{SLUG}/ledger.gpkg")
 
 
-def test_an_own_evalscript_needs_no_mapping_and_no_reference(parameters: LandCover, tmp_path: Path):
+def test_an_own_evalscript_needs_no_mapping_and_no_reference(pictured: LandCover, tmp_path: Path):
     script = tmp_path / "red.js"
     script.write_text(RED)
-    changed = parameters.model_dump() | {"imagery": {"evalscript": str(script)}, "reference": None}
+    changed = pictured.model_dump() | {"imagery": {"evalscript": str(script)}, "reference": None}
     summary = run(LandCover.model_validate(changed))
     assert [record.state for record in summary.records] == [TileState.CONVERTED] * 4
-    patch = load(parameters, "t0")
+    patch = load(pictured, "t0")
     assert patch.get_features() == [(FeatureType.DATA_TIMELESS, "RED"), (FeatureType.META_INFO, "BATCH")]
 
 
@@ -251,20 +249,20 @@ function updateOutputMetadata(scenes, input, output) {
 """
 
 
-def test_outputs_that_grow_with_the_scenes_become_features_with_their_dates(parameters: LandCover, tmp_path: Path):
+def test_outputs_that_grow_with_the_scenes_become_features_with_their_dates(pictured: LandCover, tmp_path: Path):
     script = tmp_path / "stacks.js"
     script.write_text(STACKS)
-    own = parameters.model_dump() | {"imagery": {"evalscript": str(script)}, "reference": None}
+    own = pictured.model_dump() | {"imagery": {"evalscript": str(script)}, "reference": None}
     with pytest.raises(InvalidInput, match=r"outputs PAIR \(2\) have several bands per scene"):
         run(LandCover.model_validate(own))
-    assert requests_of(parameters) == []
+    assert requests_of(pictured) == []
     rules = [("data", "RED", 1), ("data", "PAIR", 2), ("data_timeless", "HIGHEST", 1)]
     features = [
         {"feature_type": kind, "name": name, "outputs": [name], "bands_per_date": bands, "dtype": "uint16"}
         for kind, name, bands in rules
     ]
     run(LandCover.model_validate(own | {"features": {"features": features, "quality_output": None}}))
-    patch = load(parameters, "t0")
+    patch = load(pictured, "t0")
     red = patch.data["RED"][..., 0]
     assert len(red) == len(patch.timestamps or []) > 1
     assert patch.timestamps == sorted(patch.timestamps or [])

@@ -18,7 +18,7 @@ from tests.flows.conftest import EXTENT
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
-def test_tiles_in_laea_and_in_degrees_become_labelled_eopatches(parameters: LandCover, tmp_path: Path) -> None:
+def test_tiles_in_laea_and_in_degrees_become_labelled_eopatches(pictured: LandCover, tmp_path: Path) -> None:
     centre = (EXTENT.west + EXTENT.size_m / 2, EXTENT.north - EXTENT.size_m / 2)
     path = tmp_path / "tiles.gpkg"
     bounds = {}
@@ -28,7 +28,7 @@ def test_tiles_in_laea_and_in_degrees_become_labelled_eopatches(parameters: Land
         columns = {"identifier": [f"in-{epsg}"], "resolution": [resolution]}
         table = gpd.GeoDataFrame(columns, geometry=[shapely.box(*bounds[epsg])], crs=epsg)
         table.to_file(path, layer=f"t{number}", engine="pyogrio")
-    run = land_cover(**dict(parameters.model_copy(update={"tiling": Tiling(geopackage=str(path))})))
+    run = land_cover(**dict(pictured.model_copy(update={"tiling": Tiling(geopackage=str(path))})))
     assert {record.tile.name: record.state for record in run.records} == {
         "in-3035": TileState.LABELLED,
         "in-4326": TileState.LABELLED,
