@@ -15,8 +15,8 @@ run: $(READY)  ## the main job on this machine, without an account: results in d
 serve: $(READY)  ## localhub and an S3 server, for runs from Prefect's UI or from Python
 	$(BIN)/eopatch-flow localhub
 
-test: $(READY)  ## all tests, two files at a time
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: $(READY)  ## all tests, three files at a time
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-e2e: $(READY)  ## through Prefect's UI in Chromium, which is installed by apt if it is absent; pictures in test-output/
 	command -v chromium >/dev/null || { apt-get update -q && apt-get install -y -q chromium; }

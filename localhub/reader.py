@@ -22,7 +22,7 @@ from pyproj import Transformer
 from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
-from rasterio.session import AWSSession
+from rasterio.session import AWSSession, DummySession
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
@@ -173,7 +173,7 @@ def _opened(scene: Scene, band: str) -> Iterator[DatasetReader]:
 def _environment(access: Access | None) -> rasterio.Env:
     """GDAL's options for the time of an opening: keys stand in no environment variable and outlive no reading."""
     if access is None:
-        return rasterio.Env(**_GDAL_OPTIONS)
+        return rasterio.Env(DummySession(), **_GDAL_OPTIONS)  # none of AWS, which takes long to make
     return rasterio.Env(_session(access), **_GDAL_OPTIONS, **_BUCKET_OPTIONS, **_endpoint_options(access))
 
 
