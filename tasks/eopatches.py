@@ -34,7 +34,6 @@ import botocore.exceptions
 from botocore.exceptions import BotoCoreError
 from eolearn.core.constants import FeatureType
 from eolearn.core.eodata import EOPatch
-from fs.osfs import OSFS
 from fsspec import AbstractFileSystem
 from fsspec.exceptions import FSTimeoutError
 from fsspec.implementations.local import LocalFileSystem
@@ -213,16 +212,22 @@ def add_features(
 
 
 def save_features(patch: EOPatch, folder: Path, file_format: FileFormat) -> None:
-    """Save an EOPatch to a local folder, new or empty, in eo-learn's layout."""
-    rest = EOPatch(bbox=patch.bbox, timestamps=patch.timestamps or None)
+    """Save an EOPatch of arrays and META_INFO to a local folder, new or empty, in eo-learn's layout."""
     for feature_type, name in patch.get_features():
+        path, content = folder / feature_type.value / name, patch[feature_type, name]
         if feature_type.is_array():
-            source = ArraySource.of(patch[feature_type, name], temporal=feature_type.is_temporal())
-            save_array(source, folder / feature_type.value / name, file_format)
+            save_array(ArraySource.of(content, temporal=feature_type.is_temporal()), path, file_format)
         else:
-            rest[feature_type, name] = patch[feature_type, name]
-    # by its path, the folder would be opened by a search through all installed packages
-    rest.save("/", filesystem=OSFS(str(folder), create=True), save_timestamps=bool(patch.timestamps))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.with_name(f"{name}.json.gz").write_bytes(gzip.compress(_json(content), mtime=0))
+    if patch.bbox is not None:
+        (folder / "bbox.geojson").write_bytes(_json(patch.bbox.geojson))
+    if patch.timestamps:
+        (folder / "timestamps.json").write_bytes(_json([time.isoformat() for time in patch.timestamps]))
+
+
+def _json(content: object) -> bytes:
+    return json.dumps(content, indent=2).encode()
 
 
 def file_identity(files: AbstractFileSystem, path: str) -> dict[str, int | str]:

@@ -125,7 +125,7 @@ class Zone:
         margins = MARGIN * sizes + buffer_m
         grown = shapely.box(*np.hstack([self._bounds[:, :2] - margins, self._bounds[:, 2:] + margins]).T)
         lines = shapely.segmentize(grown, sizes.max(axis=1) / 8)
-        bounds = Geometries(lines).transformed(transform_between(crs_of(self._epsg), crs)).bounds()
+        bounds = Geometries(lines).transformed(transform_between(crs_of(self._epsg), crs)).bounds
         bounds[~np.isfinite(bounds).all(axis=1)] = EVERYWHERE
         if crs.is_geographic:
             bounds[bounds[:, 2] - bounds[:, 0] > 180] = EVERYWHERE  # across the antimeridian
@@ -138,7 +138,7 @@ class Zone:
         """
         transform = transform_between(crs, crs_of(self._epsg))
         there = shapes.transformed(transform)
-        lost = np.flatnonzero(_finite(shapes.bounds()) & ~_finite(there.bounds()))
+        lost = np.flatnonzero(~_finite(there.bounds))
         if len(lost) == 0:
             return there
         cut = shapely.intersection(shapes.take(lost).geometries(), surroundings.outline)
@@ -180,7 +180,7 @@ class Zone:
 
     def _touching(self, shapes: Shapes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Pairs of a polygon and a tile that share at least a point."""
-        bounds = shapes.bounds()
+        bounds = shapes.bounds
         somewhere = np.flatnonzero(_finite(bounds))
         diagonals = shapely.linestrings(bounds[somewhere].reshape(-1, 2, 2))  # the tree looks at no more
         place, tile = self._tree.query(diagonals)

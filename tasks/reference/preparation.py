@@ -301,7 +301,7 @@ class _Preparation:
 def _parts(rows: Rows, zones: Sequence[Surroundings]) -> Iterator[_Part]:
     """Give the rows near tiles: plain rings, then all others."""
     found, rings = single_rings(rows.polygons)
-    near = _near(rings.bounds(), zones)
+    near = _near(rings.bounds, zones)
     somewhere = near.any(axis=0)
     plain = np.flatnonzero(somewhere)
     plain = plain[rings.take(plain).plain()]

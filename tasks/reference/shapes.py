@@ -5,6 +5,7 @@ reprojected and written some five times as fast without an object for each.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol, Self
 
 import numpy as np
@@ -28,8 +29,9 @@ class Shapes(Protocol):
 
     def __len__(self) -> int: ...
 
+    @property
     def bounds(self) -> NDArray[np.float64]:
-        """Give west, south, east and north of each, (n, 4); not finite where there is nothing or nowhere."""
+        """West, south, east and north of each, (n, 4); not finite where there is nothing or nowhere."""
 
     def take(self, places: NDArray[np.integer]) -> Self:
         """Give some of them, in ascending order."""
@@ -44,7 +46,7 @@ class Shapes(Protocol):
         """Give each as the WKB of a multipolygon."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Geometries:
     """Polygons and multipolygons of any form.
 
@@ -57,6 +59,7 @@ class Geometries:
     def __len__(self) -> int:
         return len(self.shapes)
 
+    @cached_property
     def bounds(self) -> NDArray[np.float64]:
         """See :class:`Shapes`."""
         return np.asarray(shapely.bounds(self.shapes))
@@ -81,7 +84,7 @@ class Geometries:
         return pa.array(shapely.to_wkb(several), pa.large_binary())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Rings:
     """Polygons of one ring each.
 
@@ -96,6 +99,7 @@ class Rings:
     def __len__(self) -> int:
         return len(self.counts)
 
+    @cached_property
     def bounds(self) -> NDArray[np.float64]:
         """See :class:`Shapes`."""
         if len(self) == 0:
@@ -160,7 +164,7 @@ class Rings:
         last = begins + self.counts - 1  # from there no side begins
         turn[last], upward[last] = turn[last - 1], False
         least, most = np.minimum.reduceat(turn, begins), np.maximum.reduceat(turn, begins)
-        bounds = self.bounds()
+        bounds = self.bounds
         # what rounding of the points and of their differences can make of nothing
         rounding = (
             8 * np.finfo(np.float64).eps * np.abs(bounds).max(axis=1) * (bounds[:, 2:] - bounds[:, :2]).sum(axis=1)

@@ -21,8 +21,8 @@ from pyproj.exceptions import CRSError
 
 from tasks.errors import InvalidInput
 
-BATCH_ROWS = 50_000
-"""Rows that are read at a time; with polygons of 1,000 points that is 1 GB."""
+BATCH_ROWS = 10_000
+"""Rows that are read at a time; with polygons of 1,000 points that is 160 MB, a few times."""
 INDEXED_DRIVERS = {"GPKG", "FlatGeobuf"}
 """Formats that have a spatial index inside, and row numbers that do not change with what is read."""
 

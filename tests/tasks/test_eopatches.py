@@ -296,3 +296,20 @@ def test_arrays_of_zarr_are_uploaded_early_chunk_for_chunk(s3_files: s3fs.S3File
             _wait_until(lambda path=path: s3_files.exists(f"{folder}/data/{path.name}/.zarray"))
         assert not check_marker(s3_files, folder, "DONE", {})
     assert check_marker(s3_files, folder, "DONE", {})
+
+
+def test_files_are_those_of_eo_learn(tmp_path: Path) -> None:
+    times = ["2019-01-01", "2019-01-16T10:05"]
+    patch = EOPatch(bbox=BBox((0, 0, 100, 100), CRS(32633)), timestamps=times)
+    patch[FeatureType.META_INFO, "BATCH"] = {"tile": "33TWM", "sizes": {"a": 1}, "none": None, "text": "ž"}
+    patch[FeatureType.DATA, "NDVI"] = np.random.default_rng(0).random((2, 3, 4, 1), np.float32)
+    patch.save(str(tmp_path / "theirs"))
+
+    save_features(patch, tmp_path / "ours", "npy.gz")
+
+    def contents(folder: Path) -> dict[str, bytes]:
+        files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        return {name: gzip.decompress(raw) if name.endswith(".gz") else raw for name, raw in files.items()}
+
+    assert contents(tmp_path / "ours") == contents(tmp_path / "theirs")
+    assert len(contents(tmp_path / "ours")) == 4

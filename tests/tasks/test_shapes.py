@@ -48,14 +48,14 @@ def test_rings_are_found_among_all_that_is_not_one(kind: pa.DataType) -> None:
 
     assert rows.tolist() == [0, len(column) - 1]
     assert [shapely.get_parts(one).tolist() for one in rings.geometries()] == [[SQUARE], [COMB]]
-    np.testing.assert_array_equal(rings.bounds(), shapely.bounds([SQUARE, COMB]))
+    np.testing.assert_array_equal(rings.bounds, shapely.bounds([SQUARE, COMB]))
 
 
 @pytest.mark.parametrize("odd", ODD)
 def test_what_is_not_a_single_ring_alone_is_not_found(odd: str) -> None:
     rows, rings = single_rings(wkb(ODD[odd]))
 
-    assert (len(rows), len(rings), rings.bounds().shape, len(rings.plain())) == (0, 0, (0, 4), 0)
+    assert (len(rows), len(rings), rings.bounds.shape, len(rings.plain())) == (0, 0, (0, 4), 0)
 
 
 def test_no_rows_have_no_rings() -> None:
