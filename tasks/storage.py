@@ -152,9 +152,14 @@ def read_file(url: str, storage: Storage) -> bytes:
 
 
 def write_file(url: str, content: bytes, storage: Storage) -> None:
-    """Write a small file, or replace it."""
+    """Write a small file, or replace it, as a whole: what is cut off leaves the file as it was."""
     files, path = open_filesystem(url, storage)
-    files.pipe_file(path, content)
+    if not isinstance(files, LocalFileSystem):  # an object appears when it is complete
+        files.pipe_file(path, content)
+        return
+    part = str(Path(path).with_name(f".{Path(path).name}.part"))
+    files.pipe_file(part, content)
+    os.replace(part, path)  # noqa: PTH105 - both are strings, as fsspec has them
 
 
 def service_files(tiles_url: str, request_id: str, name: str) -> Iterator[str]:

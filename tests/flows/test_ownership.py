@@ -230,8 +230,9 @@ def running(parameters: LandCover, folder: Path, **changes: str) -> Iterator[sub
     """The command line, in a process group of its own, with the tests' Prefect server unless `changes` say else."""
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(parameters.model_dump(mode="json")))
+    heeding = ["env", "--default-signal=INT"]  # what is started in the background ignores Ctrl-C otherwise
     with subprocess.Popen(
-        [PROGRAM, "run", str(config)],
+        [*heeding, PROGRAM, "run", str(config)],
         env=environment() | {"PYTHONFAULTHANDLER": "1"} | changes,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -1,6 +1,8 @@
 """Storage: which keys are used, where things go, and what a person is told when a place cannot be written."""
 
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +23,7 @@ from tasks.storage import (
     open_filesystem,
     s3_keys,
     service_files,
+    write_file,
 )
 
 
@@ -214,3 +217,24 @@ def test_a_file_in_the_way_of_a_folder_is_named(tmp_path: Path) -> None:
 
 def test_a_file_system_that_refuses_files_is_told_even_to_root() -> None:
     assert "cannot be written: /proc refuses a new file" in told("/proc/a/b", Storage())
+
+
+WRITE = """
+import resource, sys
+from tasks.storage import Storage, write_file
+write_file(sys.argv[1], b"old", Storage())
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+write_file(sys.argv[1], b"x" * 10_000, Storage())
+"""
+"""Replaces a file by one that does not fit."""
+
+
+def test_a_file_that_cannot_be_replaced_as_a_whole_stays_as_it_was(tmp_path: Path) -> None:
+    target = tmp_path / "report" / "picture.png"
+
+    ended = subprocess.run([sys.executable, "-c", WRITE, str(target)], capture_output=True, text=True, check=False)
+
+    assert "File too large" in ended.stderr
+    assert target.read_bytes() == b"old"
+    write_file(str(target), b"new", Storage())
+    assert [(path.name, path.read_bytes()) for path in target.parent.iterdir()] == [("picture.png", b"new")]
