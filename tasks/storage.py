@@ -157,9 +157,9 @@ def write_file(url: str, content: bytes, storage: Storage) -> None:
     if not isinstance(files, LocalFileSystem):  # an object appears when it is complete
         files.pipe_file(path, content)
         return
-    part = str(Path(path).with_name(f".{Path(path).name}.part"))
-    files.pipe_file(part, content)
-    os.replace(part, path)  # noqa: PTH105 - both are strings, as fsspec has them
+    part = Path(path).with_name(f".{Path(path).name}.part")
+    files.pipe_file(str(part), content)
+    part.replace(path)
 
 
 def service_files(tiles_url: str, request_id: str, name: str) -> Iterator[str]:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from rasterio.features import rasterize
 
 from tasks.grid import Tile
-from tasks.reference.shapes import single_rings
+from tasks.reference.shapes import geometries_of, single_rings
 
 PIXELS_AT_ONCE = 4_000_000
 """Pixels of polygons that are painted at a time: what polygons that cover each other many times need in memory."""
@@ -89,7 +89,7 @@ def burn(wkb: pa.Array, ids: NDArray[np.integer], tile: Tile, *, all_touched: bo
     """
     burned = _painted(_spans(wkb, tile), ids.astype(np.uint8), tile)
     if all_touched and len(wkb):
-        shapes = zip(_polygons(wkb), ids.tolist(), strict=True)
+        shapes = zip(geometries_of(wkb), ids.tolist(), strict=True)
         rasterize(shapes, out=burned.classes, transform=tile.transform, all_touched=True)
         burned = replace(burned, pixels=np.bincount(burned.classes.ravel(), minlength=256))
     return burned
@@ -197,7 +197,7 @@ def _edges(wkb: pa.Array, transform: Affine) -> _Edges:
     part_of_ring = np.arange(len(single))
     if len(single) < len(wkb):
         others = np.setdiff1d(np.arange(len(wkb)), polygon_of_part)
-        parts, origin = shapely.get_parts(_polygons(wkb.take(pa.array(others))), return_index=True)
+        parts, origin = shapely.get_parts(geometries_of(wkb.take(pa.array(others))), return_index=True)
         rings, part = shapely.get_rings(parts, return_index=True)
         more, number = shapely.get_coordinates(rings, return_index=True)
         points, ring = np.concatenate([points, more]), np.concatenate([ring, len(single) + number])
@@ -208,10 +208,6 @@ def _edges(wkb: pa.Array, transform: Affine) -> _Edges:
     y = -transform.f / transform.e + points[:, 1] * (1.0 / transform.e)
     begin = np.flatnonzero(ring[:-1] == ring[1:])
     return _Edges(ring[begin], part_of_ring, polygon_of_part, x[begin], y[begin], x[begin + 1], y[begin + 1])
-
-
-def _polygons(wkb: pa.Array) -> NDArray[np.object_]:
-    return np.asarray(shapely.from_wkb(wkb.to_numpy(zero_copy_only=False)), object)
 
 
 def _cuts(edges: _Edges, tile: Tile) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:

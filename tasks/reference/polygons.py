@@ -126,7 +126,7 @@ class Zone:
         grown = shapely.box(*np.hstack([self._bounds[:, :2] - margins, self._bounds[:, 2:] + margins]).T)
         lines = shapely.segmentize(grown, sizes.max(axis=1) / 8)
         bounds = Geometries(lines).transformed(transform_between(crs_of(self._epsg), crs)).bounds
-        bounds[~np.isfinite(bounds).all(axis=1)] = EVERYWHERE
+        bounds[~_finite(bounds)] = EVERYWHERE
         if crs.is_geographic:
             bounds[bounds[:, 2] - bounds[:, 0] > 180] = EVERYWHERE  # across the antimeridian
         return bounds

@@ -24,7 +24,7 @@ from tasks.reference.classification import NULL, UNMAPPED, Classifier, as_text
 from tasks.reference.parameters import Input, Reference, codes_of
 from tasks.reference.polygons import Surroundings, around, polygonal, zones_of
 from tasks.reference.postgis import PostgisSource, is_database
-from tasks.reference.shapes import Geometries, Shapes, single_rings
+from tasks.reference.shapes import Geometries, Shapes, geometries_of, single_rings
 from tasks.reference.sources import Rows, Source, open_source
 from tasks.storage import Storage, open_filesystem
 
@@ -312,8 +312,7 @@ def _parts(rows: Rows, zones: Sequence[Surroundings]) -> Iterator[_Part]:
 
 
 def _others(rows: Rows, numbers: NDArray[np.int64], zones: Sequence[Surroundings]) -> _Part:
-    wkb = rows.polygons.take(pa.array(numbers)).to_numpy(zero_copy_only=False)
-    geometries = shapely.from_wkb(wkb, on_invalid="ignore")
+    geometries = geometries_of(rows.polygons.take(pa.array(numbers)), on_invalid="ignore")
     near = _near(shapely.bounds(geometries), zones)
     some = np.flatnonzero(near.any(axis=0))
     polygons, repaired = polygonal(geometries[some])

@@ -6,7 +6,7 @@ reprojected and written some five times as fast without an object for each.
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol, Self
+from typing import Literal, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
@@ -123,7 +123,7 @@ class Rings:
 
     def geometries(self) -> NDArray[np.object_]:
         """See :class:`Shapes`."""
-        return np.asarray(shapely.from_wkb(self.wkb().to_numpy(zero_copy_only=False)))
+        return geometries_of(self.wkb())
 
     def wkb(self) -> pa.Array:
         """See :class:`Shapes`."""
@@ -171,6 +171,11 @@ class Rings:
         )
         around = np.add.reduceat(upward.astype(np.int64), begins)
         return np.asarray(((least > rounding) | (most < -rounding)) & (around == 1))
+
+
+def geometries_of(wkb: pa.Array, *, on_invalid: Literal["raise", "ignore"] = "raise") -> NDArray[np.object_]:
+    """Read WKB as shapely's geometries; what is invalid raises, or is None."""
+    return np.asarray(shapely.from_wkb(wkb.to_numpy(zero_copy_only=False), on_invalid=on_invalid), object)
 
 
 def single_rings(wkb: pa.Array) -> tuple[NDArray[np.int64], Rings]:
