@@ -30,6 +30,8 @@ NO_PREDICTOR, HORIZONTAL, FLOATING_POINT = 1, 2, 3
 """Values of the tag Predictor."""
 JOB_BYTES = 2**22
 """How much a job decodes at least, where blocks are small."""
+TURNED_BYTES = 2**18
+"""How much of a block changes its axes at once: it stays in a processor's cache; with less, threads wait for Python."""
 
 
 class DamagedBlock(Exception):
@@ -188,5 +190,7 @@ def _place(stored: NDArray[Any], layout: Layout, target: NDArray[Any]) -> None:
     elif layout.samples == 1:  # an axis less: three times as fast
         imagecodecs.delta_decode(stored[:, :, 0].view(unsigned), axis=1, out=target[0].view(unsigned))
     else:
-        for row in range(rows):  # row by row: both sides of the turn stay in the processor's cache
-            imagecodecs.delta_decode(stored[row].T.view(unsigned), axis=1, out=target[:, row].view(unsigned))
+        step = max(1, TURNED_BYTES // stored[0].nbytes)
+        for row in range(0, rows, step):
+            turned = stored[row : row + step].transpose(2, 0, 1)
+            imagecodecs.delta_decode(turned.view(unsigned), axis=2, out=target[:, row : row + step].view(unsigned))
