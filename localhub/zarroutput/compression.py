@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-from numcodecs import get_codec  # type: ignore[import-untyped]
+from numcodecs import get_codec
 from numpy.typing import NDArray
 
 Compressor = Mapping[str, Any]

@@ -56,9 +56,19 @@ class FeatureRule(BaseModel):
         examples=["by date"],
     )
     scale: float = Field(
-        default=1.0, title="Scale", description="Factor from delivered numbers to values.", examples=[REFLECTANCE_SCALE]
+        default=1.0,
+        title="Scale",
+        description="Factor from delivered numbers to values.",
+        examples=[REFLECTANCE_SCALE],
+        allow_inf_nan=False,
     )
-    offset: float = Field(default=0.0, title="Offset", description="Added to the value after scaling.", examples=[-1.0])
+    offset: float = Field(
+        default=0.0,
+        title="Offset",
+        description="Added to the value after scaling.",
+        examples=[-1.0],
+        allow_inf_nan=False,
+    )
     no_data: float | None = Field(
         default=None,
         title="No-data number",

@@ -554,6 +554,17 @@ def test_every_reflectance_survives_decoding_and_encoding(numbers: np.ndarray) -
     np.testing.assert_array_equal(np.rint(decoded.astype(np.float64) * 10_000).astype(np.uint16), numbers)
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32"])
+@pytest.mark.parametrize("scale", [1e-4, -1e-4, 0.01, 1 / 255, 3e-4, 0.5, 2.0, 1e-12])
+def test_numbers_are_scaled_in_double_precision_whichever_way_is_fast(dtype: str, scale: float) -> None:
+    numbers = np.arange(max(np.iinfo(dtype).min, -(2**17)), min(np.iinfo(dtype).max, 2**17) + 1).astype(dtype)
+    rule = FeatureRule(feature_type="data", name="X", outputs=("X",), scale=scale)
+
+    decoded = decode(numbers, rule)
+
+    assert decoded.tobytes() == (numbers.astype(np.float64) * scale).astype(np.float32).tobytes()
+
+
 def test_not_a_number_becomes_no_data() -> None:
     rule = FeatureRule(feature_type="data", name="X", outputs=("X",))
 
