@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -39,6 +40,10 @@ MARGIN = 0.05
 """By what share of its size a tile is taken larger in another CRS: edges that are straight here are not there."""
 CELLS = 512
 """So fine is looked, in the first place, which polygons are near tiles."""
+MOST_CELLS = 10_000_000
+"""Of a plane that is cut along the edges of tiles."""
+_NONE, _UNTOLD = -1, -2
+"""In place of the number of a tile."""
 EVERYWHERE = (-1e12, -1e12, 1e12, 1e12)
 
 
@@ -114,6 +119,7 @@ class Zone:
         self._boxes = shapely.box(*self._bounds.T)
         shapely.prepare(self._boxes)
         self._tree = shapely.STRtree(self._boxes)
+        self._cells = _Cells(self._bounds)
         self._sink = pa.ipc.new_file(str(folder / f"polygons-{epsg}.arrow"), SCHEMA)
         self._batches = 0
         self._tiles: list[NDArray[np.int64]] = []
@@ -181,17 +187,50 @@ class Zone:
     def _touching(self, shapes: Shapes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Pairs of a polygon and a tile that share at least a point."""
         bounds = shapes.bounds
-        somewhere = np.flatnonzero(_finite(bounds))
-        diagonals = shapely.linestrings(bounds[somewhere].reshape(-1, 2, 2))  # the tree looks at no more
+        tile_of = self._cells.tile_around(bounds)
+        alone = np.flatnonzero(tile_of >= 0)
+        others = np.flatnonzero(tile_of == _UNTOLD)
+        diagonals = shapely.linestrings(bounds[others].reshape(-1, 2, 2))  # the tree looks at no more
         place, tile = self._tree.query(diagonals)
-        polygon = somewhere[place]
-        bounds, box = bounds[polygon], self._bounds[tile]
-        touches = np.array(np.hstack([bounds[:, :2] >= box[:, :2], bounds[:, 2:] <= box[:, 2:]]).all(axis=1))
-        across = np.flatnonzero(~touches)
-        ones, which = np.unique(polygon[across], return_inverse=True)
+        polygon = others[place]
+        ones, which = np.unique(polygon, return_inverse=True)
         some = shapes.take(ones).geometries()[which]
-        touches[across] = np.asarray(shapely.intersects(self._boxes[tile[across]], some))
-        return polygon[touches], tile[touches]
+        touches = np.asarray(shapely.intersects(self._boxes[tile], some))
+        return np.append(alone, polygon[touches]), np.append(tile_of[alone], tile[touches])
+
+
+class _Cells:
+    """The plane cut along all edges of tiles: what lies within a cell is told its tile without a search.
+
+    Args:
+        boxes: of the tiles, (n, 4).
+    """
+
+    def __init__(self, boxes: NDArray[np.float64]) -> None:
+        self._edges = [np.unique(boxes[:, [axis, axis + 2]]) for axis in (0, 1)]
+        columns, rows = (len(edges) + 1 for edges in self._edges)
+        if columns * rows > MOST_CELLS:  # tiles that are in no grid
+            self._edges, columns, rows = [np.empty(0), np.empty(0)], 1, 1
+        self._tiles = np.full((rows, columns), _UNTOLD if columns == 1 else _NONE, np.int32)
+        for number, (west, south, east, north) in enumerate(self._places(boxes, "right", "left")):
+            cells = self._tiles[south : north + 1, west : east + 1]
+            cells[...] = np.where(cells == _NONE, number, _UNTOLD)
+
+    def tile_around(self, bounds: NDArray[np.float64]) -> NDArray[np.int32]:
+        """Number of the one tile within which bounds (n, 4) lie; negative: no tile meets them, or it cannot be told."""
+        west, south, east, north = self._places(bounds, "left", "right").T
+        tiles = np.where((west == east) & (south == north), self._tiles[south, west], np.int32(_UNTOLD))
+        tiles[~_finite(bounds)] = _NONE
+        return tiles
+
+    def _places(
+        self, bounds: NDArray[np.float64], low: Literal["left", "right"], high: Literal["left", "right"]
+    ) -> NDArray[np.int64]:
+        """Cells of west, south, east and north; of what lies on an edge, those on this side of it."""
+        sides = [
+            np.searchsorted(self._edges[side % 2], bounds[:, side], (low, low, high, high)[side]) for side in range(4)
+        ]
+        return np.column_stack(sides)
 
 
 def zones_of(tiles: Iterable[Tile], folder: Path) -> list[Zone]:

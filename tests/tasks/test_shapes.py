@@ -1,5 +1,6 @@
 """Polygons as flat arrays against shapely, and points between parabolas against PROJ."""
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyproj import CRS, Transformer
 
-from tasks.reference.polygons import Surroundings
+from tasks.grid import Tile
+from tasks.reference import polygons as polygons_module
+from tasks.reference.polygons import Surroundings, polygons_of_tile, zones_of
 from tasks.reference.projection import transform_between
 from tasks.reference.shapes import Geometries, single_rings
 
@@ -126,6 +129,44 @@ def test_all_bounds_that_meet_a_box_come_near_it(seed: int) -> None:
     meets = shapely.intersects(shapely.box(*bounds[1:].T)[:, np.newaxis], shapely.box(*boxes.T)).any(axis=1)
     assert near[1:][meets].all()
     assert not near[0]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    size=st.sampled_from([1, 4, 15, 60]),
+    arranged=st.sampled_from(["grid", "grid with gaps", "anyhow"]),
+    most_cells=st.sampled_from([polygons_module.MOST_CELLS, 1]),
+)
+def test_a_tile_gets_all_polygons_that_share_a_point_with_it_and_no_other(
+    seed: int, size: int, arranged: str, most_cells: int
+) -> None:
+    random = np.random.default_rng(seed)
+    corners = np.stack(np.meshgrid([0, 10, 20, 30], [0, 10, 20]), -1).reshape(-1, 2)
+    if arranged == "anyhow":
+        corners = corners + random.integers(-8, 8, corners.shape)
+    elif arranged == "grid with gaps":
+        corners = corners[random.random(len(corners)) < 0.6]
+    tiles = [Tile(f"t{n}", 32633, (x, y, x + 10, y + 10), 10, 10) for n, (x, y) in enumerate(corners.tolist())]
+    low = random.integers(-20, 50, (200, 1, 2))  # whole numbers: many lie on the edges of tiles
+    shapes = shapely.convex_hull(shapely.multipoints(low + random.integers(0, size + 1, (200, 5, 2))))
+    shapes = shapes[shapely.get_type_id(shapes) == shapely.GeometryType.POLYGON]
+    place = np.arange(len(shapes))
+    columns = {"order": place, "id": np.ones(len(shapes), np.int16), "name": place.astype(str).astype(object)}
+
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(polygons_module, "MOST_CELLS", most_cells)
+        touched = np.zeros(len(shapes), np.bool_)
+        for zone in zones_of(tiles, Path(folder)):
+            touched = zone.add(Geometries(shapes), repaired=np.zeros(len(shapes), np.bool_), **columns)
+            zone.close()
+        found = [polygons_of_tile(Path(folder), tile) for tile in tiles]
+
+    expected = [shapely.intersects(shapely.box(*tile.bounds), shapes) for tile in tiles]
+    np.testing.assert_array_equal(touched, np.any([touched & False, *expected], axis=0))
+    for one, among in zip(found, expected, strict=True):
+        assert one is not None
+        assert [int(name) for name in one.names.to_pylist()] == np.flatnonzero(among).tolist()
 
 
 def test_bounds_far_from_all_boxes_do_not_come_near() -> None:
