@@ -87,7 +87,7 @@ def polygons_of_tile(folder: Path, tile: Tile) -> TilePolygons | None:
         wkb=burned["geometry"].combine_chunks(),
         repaired=burned["repaired"].to_numpy(),
         without_class=int(np.count_nonzero(ids == NULL)),
-        unmapped=dict(Counter(table["name"].to_numpy()[ids == UNMAPPED].tolist())),
+        unmapped=dict(Counter(table["name"].take(pa.array(np.flatnonzero(ids == UNMAPPED))).to_pylist())),
     )
 
 

@@ -21,6 +21,7 @@ POINTS_A_CELL = 20
 _AT_ONCE = 1 << 14
 _NODES = np.stack(np.meshgrid([-1.0, 0.0, 1.0], [-1.0, 0.0, 1.0]), axis=-1).reshape(9, 2)
 """Of a cell from -1 to 1."""
+_COLUMNS, _ROWS = (_NODES.T + 1).astype(np.int64)
 _TERMS = np.linalg.pinv(
     np.stack([_NODES[:, 0] ** i * _NODES[:, 1] ** j for i, j in ((0, 0), (1, 0), (2, 0), (1, 1), (0, 1), (0, 2))], 1)
 )
@@ -71,8 +72,16 @@ def _by_parabolas(points: NDArray[np.float64], exact: Transform, side: float) ->
     cells = np.flatnonzero(used)
     if len(cells) * POINTS_A_CELL > len(points):
         return None
-    centres = np.column_stack([cells % columns, cells // columns]) + origin + 0.5
-    nodes = exact(((centres[:, np.newaxis] + 0.5 * _NODES) * side).reshape(-1, 2)).reshape(-1, 9, 2)
+    # a cell's nodes are its corners and what is halfway between them: its neighbours have most of them, too
+    corner = 2 * (cells // columns) * (2 * columns + 1) + 2 * (cells % columns)
+    numbers = corner[:, np.newaxis] + (2 * columns + 1) * _ROWS + _COLUMNS
+    wanted = np.zeros((2 * columns + 1) * (2 * rows + 1), np.bool_)
+    wanted[numbers] = True
+    found = np.flatnonzero(wanted)
+    lattice = np.column_stack([found % (2 * columns + 1), found // (2 * columns + 1)])
+    values = np.empty((len(wanted), 2))
+    values[found] = exact((origin + 0.5 * lattice) * side)
+    nodes = values[numbers]
     if not np.isfinite(nodes).all():
         return None
     factors = np.empty((2, 6, columns * rows))
