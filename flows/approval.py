@@ -200,7 +200,7 @@ def question_text(question: Question) -> str:
         f"| **at most** | **{math.ceil(price.high):,}** |\n"
         f"| asked above | {limits.ask_above_pu:,.10g} |\n"
         f"| never above | {limits.max_pu:,.10g} |\n\n"
-        f"Request `{question.request_id}` has been analysed, which is free. Results go to `{question.folder}`."
+        f"Request `{question.request_id}` has been analysed, which is free. Results go to:\n\n`{question.folder}`"
     )
 
 

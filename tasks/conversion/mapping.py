@@ -74,6 +74,7 @@ class FeatureRule(BaseModel):
         title="No-data number",
         description="Delivered number that stands for no data; it becomes 0. Empty: every number is a value.",
         examples=[INDEX_NO_DATA],
+        allow_inf_nan=False,
     )
     dtype: StoredType = Field(
         default="float32", title="Data type", description="NumPy type of the stored values.", examples=["float32"]

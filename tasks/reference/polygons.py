@@ -40,8 +40,8 @@ MARGIN = 0.05
 """By what share of its size a tile is taken larger in another CRS: edges that are straight here are not there."""
 CELLS = 512
 """So fine is looked, in the first place, which polygons are near tiles."""
-MOST_CELLS = 10_000_000
-"""Of a plane that is cut along the edges of tiles."""
+MOST_CELLS, CELLS_A_TILE = 1_000_000, 8
+"""With more, of a plane that is cut along the edges of tiles, tiles are in no grid; a grid has one to four a tile."""
 _NONE, _UNTOLD = -1, -2
 """In place of the number of a tile."""
 EVERYWHERE = (-1e12, -1e12, 1e12, 1e12)
@@ -193,9 +193,12 @@ class Zone:
         diagonals = shapely.linestrings(bounds[others].reshape(-1, 2, 2))  # the tree looks at no more
         place, tile = self._tree.query(diagonals)
         polygon = others[place]
-        ones, which = np.unique(polygon, return_inverse=True)
+        inside, box = bounds[polygon], self._bounds[tile]
+        touches = np.asarray((inside[:, :2] >= box[:, :2]).all(axis=1) & (inside[:, 2:] <= box[:, 2:]).all(axis=1))
+        across = np.flatnonzero(~touches)
+        ones, which = np.unique(polygon[across], return_inverse=True)
         some = shapes.take(ones).geometries()[which]
-        touches = np.asarray(shapely.intersects(self._boxes[tile], some))
+        touches[across] = shapely.intersects(self._boxes[tile[across]], some)
         return np.append(alone, polygon[touches]), np.append(tile_of[alone], tile[touches])
 
 
@@ -209,9 +212,11 @@ class _Cells:
     def __init__(self, boxes: NDArray[np.float64]) -> None:
         self._edges = [np.unique(boxes[:, [axis, axis + 2]]) for axis in (0, 1)]
         columns, rows = (len(edges) + 1 for edges in self._edges)
-        if columns * rows > MOST_CELLS:  # tiles that are in no grid
-            self._edges, columns, rows = [np.empty(0), np.empty(0)], 1, 1
-        self._tiles = np.full((rows, columns), _UNTOLD if columns == 1 else _NONE, np.int32)
+        if columns * rows > MOST_CELLS + CELLS_A_TILE * len(boxes):
+            self._edges = [np.empty(0), np.empty(0)]
+            self._tiles = np.full((1, 1), _UNTOLD, np.int32)
+            return
+        self._tiles = np.full((rows, columns), _NONE, np.int32)
         for number, (west, south, east, north) in enumerate(self._places(boxes, "right", "left")):
             cells = self._tiles[south : north + 1, west : east + 1]
             cells[...] = np.where(cells == _NONE, number, _UNTOLD)

@@ -17,7 +17,7 @@ TOLERANCE_M, TOLERANCE_DEG = 1e-5, 1e-10
 LOOKED_AT = 101
 """Every so many-th point is looked at."""
 POINTS_A_CELL = 20
-"""With fewer on average, parabolas are not worth the points that they need themselves, 9 each."""
+"""With fewer on average, parabolas are not worth the points that they need themselves, 4 to 9 each."""
 _AT_ONCE = 1 << 14
 _NODES = np.stack(np.meshgrid([-1.0, 0.0, 1.0], [-1.0, 0.0, 1.0]), axis=-1).reshape(9, 2)
 """Of a cell from -1 to 1."""
@@ -64,7 +64,7 @@ def _by_parabolas(points: NDArray[np.float64], exact: Transform, side: float) ->
     for begin in range(0, len(points), _AT_ONCE):
         part = slice(begin, begin + _AT_ONCE)
         place = points[part] / side - origin
-        corner = np.floor(place)
+        corner = np.minimum(np.floor(place), sides - 1)  # rounding may bring a point to the edge beyond
         cell[part] = corner[:, 1] * columns + corner[:, 0]
         within[part] = 2 * (place - corner) - 1
     used = np.zeros(columns * rows, np.bool_)

@@ -747,6 +747,9 @@ def test_a_mapping_and_a_script_must_name_the_same_outputs() -> None:
             "mask/is_data occurs twice",
         ),
         ([], "at least 1 item"),
+        ([{"feature_type": "data", "name": "X", "outputs": ["A"], "scale": float("nan")}], "finite number"),
+        ([{"feature_type": "data", "name": "X", "outputs": ["A"], "offset": float("inf")}], "finite number"),
+        ([{"feature_type": "data", "name": "X", "outputs": ["A"], "no_data": float("nan")}], "finite number"),
         (
             [{"feature_type": "data_timeless", "name": "X", "outputs": ["A"], "bands_per_date": 2}],
             "has no dates and takes all bands of a file, but its bands_per_date is 2",

@@ -10,7 +10,7 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
-from tasks.conversion import TileFiles, content, planes
+from tasks.conversion import TileFiles, content, geotiff, planes
 from tasks.conversion.delivery import Delivery
 from tasks.conversion.geotiff import read_layout
 from tasks.errors import DeliveryError
@@ -31,6 +31,12 @@ BLOCKS: dict[str, dict[str, Any]] = {
     "strips": {"tiled": False, "blockxsize": None, "blockysize": 7},
     "one strip": {"tiled": False, "blockxsize": None, "blockysize": HEIGHT},
 }
+
+
+@pytest.fixture(autouse=True, params=[1, 2000])
+def turned_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row at a time; and several, of which the last step has fewer."""
+    monkeypatch.setattr(geotiff, "TURNED_BYTES", request.param)
 
 
 def some_numbers(dtype: str) -> np.ndarray:

@@ -136,10 +136,11 @@ def test_all_bounds_that_meet_a_box_come_near_it(seed: int) -> None:
     seed=st.integers(0, 2**32 - 1),
     size=st.sampled_from([1, 4, 15, 60]),
     arranged=st.sampled_from(["grid", "grid with gaps", "anyhow"]),
-    most_cells=st.sampled_from([polygons_module.MOST_CELLS, 1]),
+    most_cells=st.sampled_from([polygons_module.MOST_CELLS, -1_000_000]),
+    plain=st.booleans(),
 )
 def test_a_tile_gets_all_polygons_that_share_a_point_with_it_and_no_other(
-    seed: int, size: int, arranged: str, most_cells: int
+    seed: int, size: int, arranged: str, most_cells: int, plain: bool
 ) -> None:
     random = np.random.default_rng(seed)
     corners = np.stack(np.meshgrid([0, 10, 20, 30], [0, 10, 20]), -1).reshape(-1, 2)
@@ -147,18 +148,28 @@ def test_a_tile_gets_all_polygons_that_share_a_point_with_it_and_no_other(
         corners = corners + random.integers(-8, 8, corners.shape)
     elif arranged == "grid with gaps":
         corners = corners[random.random(len(corners)) < 0.6]
-    tiles = [Tile(f"t{n}", 32633, (x, y, x + 10, y + 10), 10, 10) for n, (x, y) in enumerate(corners.tolist())]
+    sides = random.integers(1, 25, len(corners)).tolist() if arranged == "anyhow" else [10] * len(corners)
+    tiles = [
+        Tile(f"t{n}", 32633, (x, y, x + side, y + side), side, side)
+        for n, ((x, y), side) in enumerate(zip(corners.tolist(), sides, strict=True))
+    ]
     low = random.integers(-20, 50, (200, 1, 2))  # whole numbers: many lie on the edges of tiles
     shapes = shapely.convex_hull(shapely.multipoints(low + random.integers(0, size + 1, (200, 5, 2))))
     shapes = shapes[shapely.get_type_id(shapes) == shapely.GeometryType.POLYGON]
     place = np.arange(len(shapes))
+    if plain:
+        rows, given = single_rings(pa.array(shapely.to_wkb(shapes)))
+        np.testing.assert_array_equal(rows, place)
+    else:
+        shapes[0] = None
+        given = Geometries(shapes)
     columns = {"order": place, "id": np.ones(len(shapes), np.int16), "name": place.astype(str).astype(object)}
 
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(polygons_module, "MOST_CELLS", most_cells)
         touched = np.zeros(len(shapes), np.bool_)
         for zone in zones_of(tiles, Path(folder)):
-            touched = zone.add(Geometries(shapes), repaired=np.zeros(len(shapes), np.bool_), **columns)
+            touched = zone.add(given, repaired=np.zeros(len(shapes), np.bool_), **columns)
             zone.close()
         found = [polygons_of_tile(Path(folder), tile) for tile in tiles]
 
@@ -199,6 +210,29 @@ def test_many_points_come_where_proj_brings_them(
     exact = np.column_stack(Transformer.from_crs(source, target, always_xy=True).transform(*points.T))
     assert np.abs(moved - exact).max() < (1e-10 if target == 4326 else 1e-5)
     assert not np.array_equal(moved, exact)  # or nothing was tested
+
+
+def test_cells_without_points_in_between_do_not_matter() -> None:
+    random = np.random.default_rng(0)
+    places = np.array([[4.4e6, 2.6e6], [4.4e6, 2.61e6], [4.43e6, 2.6e6]])  # an L, with much nothing within
+    points = places[random.integers(0, 3, 300_000)] + random.uniform(0, [[8e3, 3e3]], (300_000, 2))
+
+    moved = transform_between(CRS.from_epsg(3035), CRS.from_epsg(32633))(points)
+
+    exact = np.column_stack(Transformer.from_crs(3035, 32633, always_xy=True).transform(*points.T))
+    assert np.abs(moved - exact).max() < 1e-5
+    assert not np.array_equal(moved, exact)
+
+
+def test_a_point_just_below_a_cells_edge_stays_where_it_is() -> None:
+    points = np.random.default_rng(0).uniform((-1, 46), (0, 47), (300_000, 2))
+    points[:4] = [[-1e-17, 46.5], [-1e-17, 46.995], [-1, 47], [-1, 46]]
+
+    moved = transform_between(CRS.from_epsg(4326), CRS.from_epsg(32630))(points)
+
+    exact = np.column_stack(Transformer.from_crs(4326, 32630, always_xy=True).transform(*points.T))
+    assert np.abs(moved - exact).max() < 1e-5
+    assert not np.array_equal(moved, exact)
 
 
 def test_few_points_and_those_that_the_projection_cannot_hold_are_projs_own() -> None:
