@@ -39,6 +39,7 @@ from fsspec.exceptions import FSTimeoutError
 from fsspec.implementations.local import LocalFileSystem
 from prefect import Task
 from prefect.client.schemas.objects import State, TaskRun
+from s3fs import S3FileSystem
 
 from tasks.arrayfiles import ArraySource, save_array
 from tasks.arrayfiles import FileFormat as FileFormat  # noqa: PLC0414 - stages take it from here
@@ -48,6 +49,9 @@ T = TypeVar("T")
 
 SIZES = "bytes"
 """Key of a marker under which it tells the size of each file, or folder of zarr, that was committed with it."""
+
+UPLOADED_AT_ONCE = {"batch_size": 4, "max_concurrency": 4, "chunksize": 2**24}
+"""How many files of s3fs's, and parts of one, of how many bytes, are in memory at once; it has 128, 10 and 50 MB."""
 
 RETRIES = 3
 RETRY_DELAY_SECONDS: list[float] = [2, 10, 30]
@@ -350,7 +354,8 @@ class _Uploads:
 
     def _put(self, paths: list[Path]) -> None:
         if paths:
-            self._files.put([str(path) for path in paths], [self._target(path) for path in paths])
+            few = UPLOADED_AT_ONCE if isinstance(self._files, S3FileSystem) else {}
+            self._files.put([str(path) for path in paths], [self._target(path) for path in paths], **few)
 
     def _target(self, path: Path) -> str:
         return f"{self._folder}/{path.relative_to(self._staged).as_posix()}"
