@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -313,3 +314,26 @@ def test_files_are_those_of_eo_learn(tmp_path: Path) -> None:
 
     assert contents(tmp_path / "ours") == contents(tmp_path / "theirs")
     assert len(contents(tmp_path / "ours")) == 4
+
+
+def test_an_upload_holds_few_files_and_parts_in_memory(s3_files: s3fs.S3FileSystem, bucket: str) -> None:
+    folder, sizes = (
+        f"{bucket}/patch",
+        {"data/ONE.npy.gz": 160_000_000} | {f"data/X.zarr/{n}": 20_000_000 for n in range(12)},
+    )
+    with new_patch(s3_files, folder, "DONE") as new:
+        save_features(EOPatch(bbox=BBox((0, 0, 1, 1), CRS(32633)), meta_info={"DONE": {}}), new.folder, "zarr")
+        for number, (name, size) in enumerate(sizes.items()):
+            path = new.folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(bytes([number]) * size)
+        tracemalloc.start()
+        new.finished(new.folder / "data/ONE.npy.gz")
+        new.finished(new.folder / "data/X.zarr")
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert most < 200_000_000  # with what s3fs takes by itself they are 480
+    assert {name: s3_files.size(f"{folder}/{name}") for name in sizes} == sizes
+    assert s3_files.cat_file(f"{folder}/data/ONE.npy.gz", 100_000_000, 100_000_010) == bytes(10)
+    assert check_marker(s3_files, folder, "DONE", {})
