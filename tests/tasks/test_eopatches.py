@@ -335,5 +335,5 @@ def test_an_upload_holds_few_files_and_parts_in_memory(s3_files: s3fs.S3FileSyst
 
     assert most < 200_000_000  # with what s3fs takes by itself they are 480
     assert {name: s3_files.size(f"{folder}/{name}") for name in sizes} == sizes
-    assert s3_files.cat_file(f"{folder}/data/ONE.npy.gz", 100_000_000, 100_000_010) == bytes(10)
+    assert s3_files.cat_file(f"{folder}/data/ONE.npy.gz", start=100_000_000, end=100_000_010) == bytes(10)
     assert check_marker(s3_files, folder, "DONE", {})
