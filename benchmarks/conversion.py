@@ -31,7 +31,7 @@ import geopandas as gpd
 import imagecodecs
 import numpy as np
 import shapely
-from common import machine, ratios, spread
+from common import cpu_seconds, machine, ratios, spread
 from delivered import BANDS, INDICES, deliver, numbers, square
 from eolearn.core import EOPatch
 from isal import igzip, isal_zlib
@@ -177,7 +177,7 @@ class Floor:
         self._whole_frames = file_format == "zarr"
         candidates = BLOSC if self._whole_frames else GZIP
         self._decode(_libdeflate)
-        self._inflate = min((_libdeflate, _isal), key=lambda inflate: _seconds(lambda: self._decode(inflate)))
+        self._inflate = min((_libdeflate, _isal), key=lambda inflate: cpu_seconds(lambda: self._decode(inflate)))
         self._encoders = [_fastest(array, candidates) for array in self._arrays]
 
     def seconds(self) -> dict[str, float]:
@@ -248,15 +248,9 @@ def _fastest(array: NDArray[Any], candidates: Sequence[Encoder]) -> Encoder:
     limit = LARGEST_FILES * sum(len(_eolearns(part, zarr=candidates is BLOSC)) for part in sample)
     fits = [encode for encode in candidates if sum(len(encode(part)) for part in sample) <= limit]
     seconds = {
-        encode: min(_seconds(lambda e=encode: [e(part) for part in sample]) for _ in range(3)) for encode in fits
+        encode: min(cpu_seconds(lambda e=encode: [e(part) for part in sample]) for _ in range(3)) for encode in fits
     }
     return min(fits, key=seconds.__getitem__)
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    begin = time.process_time()
-    work()
-    return time.process_time() - begin
 
 
 def _eolearns(part: NDArray[Any], *, zarr: bool) -> bytes:

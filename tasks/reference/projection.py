@@ -73,12 +73,13 @@ def _by_parabolas(points: NDArray[np.float64], exact: Transform, side: float) ->
     if len(cells) * POINTS_A_CELL > len(points):
         return None
     # a cell's nodes are its corners and what is halfway between them: its neighbours have most of them, too
-    corner = 2 * (cells // columns) * (2 * columns + 1) + 2 * (cells % columns)
-    numbers = corner[:, np.newaxis] + (2 * columns + 1) * _ROWS + _COLUMNS
-    wanted = np.zeros((2 * columns + 1) * (2 * rows + 1), np.bool_)
+    across = 2 * columns + 1
+    first = 2 * (cells // columns) * across + 2 * (cells % columns)
+    numbers = first[:, np.newaxis] + across * _ROWS + _COLUMNS
+    wanted = np.zeros(across * (2 * rows + 1), np.bool_)
     wanted[numbers] = True
     found = np.flatnonzero(wanted)
-    lattice = np.column_stack([found % (2 * columns + 1), found // (2 * columns + 1)])
+    lattice = np.column_stack([found % across, found // across])
     values = np.empty((len(wanted), 2))
     values[found] = exact((origin + 0.5 * lattice) * side)
     nodes = values[numbers]
