@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import imagecodecs
 import numpy as np
 import zarr
 from isal import igzip
@@ -24,9 +25,11 @@ FileFormat = Literal["npy.gz", "zarr"]
 """How arrays are stored: gzipped NumPy files, or zarr (version 2) with one chunk a date."""
 FLOAT_LEVEL, INTEGER_LEVEL = 3, 1
 """ISA-L's levels: the fastest whose files are at most a tenth larger than those of eo-learn, which has zlib's 1."""
-BLOSC, BLOSC_BY_BITS = Blosc(), Blosc("lz4", clevel=3, shuffle=Blosc.BITSHUFFLE)
-"""Of zarr: eo-learn's own for floats and bytes; for masks and larger integers a faster one, whose files are a tenth
-smaller, but up to a quarter larger where half of a tile has no data."""
+BLOSC, BLOSC_BY_BITS = Blosc(), Blosc(shuffle=Blosc.BITSHUFFLE)
+"""Of zarr: eo-learn's own for floats and bytes; for masks and larger integers a faster one, whose files are smaller,
+but up to a third larger where data and holes take turns every few pixels."""
+BLOSC_HEADER = 16
+"""Bytes by which what cannot be compressed grows."""
 MEMBER_BYTES = 2**21
 """How much of an array is compressed at a time: what stays in a processor's cache."""
 
@@ -162,11 +165,25 @@ def _save_zarr(source: ArraySource, path: Path, digest: Digest) -> Iterator[byte
         content = source.made(*part)
         # zarr would look for a chunk that may be there, compare it with the fill value, and copy it twice
         name = ".".join(map(str, (part[0] if source.temporal else 0, *[0] * len(source.frame_shape))[-array.ndim :]))
-        (path / name).write_bytes(compressor.encode(content))
+        _write_chunk(path / name, content, compressor)
         source.finished(part[0])
         return digest(content)
 
     yield from in_order(stored, source.frames())
+
+
+def _write_chunk(path: Path, content: NDArray[Any], how: Blosc) -> None:
+    """Compress as numcodecs does, but faster: with a newer Blosc, and into memory that is kept."""
+    coded = imagecodecs.blosc_encode(
+        content.reshape(-1),  # type: ignore[arg-type]
+        level=how.clevel,
+        compressor=how.cname,
+        shuffle=how.shuffle,
+        typesize=content.itemsize,
+        numthreads=1,
+        out=room((content.nbytes + BLOSC_HEADER,), np.dtype(np.uint8), "coded"),  # type: ignore[arg-type]
+    )
+    path.write_bytes(coded)
 
 
 def _read_npy(path: Path, layout: ArraySource) -> Iterator[NDArray[Any]]:

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,18 +34,18 @@ if hasattr(os, "register_at_fork"):
 
 
 LARGEST_ROOM = 2**26
-"""Bytes that are kept for each thread at most."""
+"""Bytes that are kept at most, for each thread and use."""
 _rooms = threading.local()
 
 
-def room(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Give room for an array, not initialised: the same room each time in a thread, since new memory costs time."""
+def room(shape: tuple[int, ...], dtype: np.dtype[Any], use: Literal["numbers", "coded"] = "numbers") -> NDArray[Any]:
+    """Give room for an array, not initialised: the same each time for a thread and a use, as new memory costs."""
     size = int(np.prod(shape)) * dtype.itemsize
     if size > LARGEST_ROOM:
         return np.empty(shape, dtype)
-    if getattr(_rooms, "bytes", np.empty(0)).size < size:
-        _rooms.bytes = np.empty(size, np.uint8)
-    kept: NDArray[np.uint8] = _rooms.bytes[:size]
+    if getattr(_rooms, use, np.empty(0)).size < size:
+        setattr(_rooms, use, np.empty(size, np.uint8))
+    kept: NDArray[np.uint8] = getattr(_rooms, use)[:size]
     return kept.view(dtype).reshape(shape)
 
 

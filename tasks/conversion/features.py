@@ -227,9 +227,13 @@ class _Frames:
 
     def read(self, frame: int, first: int, last: int, rows: NDArray[Any]) -> None:
         """Make rows of a frame."""
-        numbers = rows if self._as_delivered else np.empty(rows.shape, self._dtype)
-        for band, layer in enumerate(self._layers(frame)):
-            numbers[:, :, band] = layer[first:last]
+        layers = list(self._layers(frame))
+        if len(layers) == 1 and not self._as_delivered:
+            numbers = layers[0][first:last, :, np.newaxis]
+        else:
+            numbers = rows if self._as_delivered else np.empty(rows.shape, self._dtype)
+            for band, layer in enumerate(layers):
+                numbers[:, :, band] = layer[first:last]
         if not self._as_delivered:
             _decode(self._tile, numbers, self._rule, rows)
         if self._quality is not None:
