@@ -13,6 +13,7 @@ import argparse
 import gzip
 import json
 import logging
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -127,6 +128,13 @@ def make_patch(tile: Tile, folder: Path) -> None:
     (patch / "meta_info" / "BATCH.json.gz").write_bytes(gzip.compress(json.dumps({}).encode()))
 
 
+def make_patches(tiles: Sequence[Tile], folder: Path) -> None:
+    """Make EOPatches anew, so that no turn replaces what the last one left."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for tile in tiles:
+        make_patch(tile, folder)
+
+
 def check(tile: Tile, theirs: Path, mine: Path) -> None:
     """Labels are equal, and eo-learn reads ours."""
     a, b = EOPatch.load(str(theirs / tile.name)), EOPatch.load(str(mine / "eopatches" / tile.name))
@@ -156,13 +164,13 @@ def against_eolearn(path: Path, tiles: Sequence[Tile], sample: int, repeats: int
     """Rows of the first table."""
     sampled = tiles[:: max(1, len(tiles) // sample)][:sample]
     theirs, mine = folder / "theirs", folder / "mine"
-    for tile in tiles:
-        make_patch(tile, mine)
     turns: dict[str, list[Seconds]] = {"eo-learn": [], "ours": [], "prepare": []}
     for number in range(repeats):
         work = folder / f"work-{number}"
         prepared = prepare(path, tiles, work)  # the file is in the machine's memory from here on, for both sides
         turns["prepare"].append(seconds(partial(prepare, path, tiles, work)))
+        make_patches(tiles, mine)
+        shutil.rmtree(theirs, ignore_errors=True)
         turns["ours"].append(seconds(partial(label_all, prepared, tiles, mine)))
         turns["eo-learn"].append(seconds(lambda: [eolearn(path, tile, theirs) for tile in sampled]))
     for tile in sampled:
@@ -182,14 +190,14 @@ def growth(paths: dict[int, Path], repeats: int, folder: Path) -> Iterator[str]:
     """Rows of the second table: the same tiles with more and more polygons outside."""
     tiles = tiles_around(4)
     mine = folder / "growth"
-    for tile in tiles:
-        make_patch(tile, mine)
     for polygons, path in paths.items():
         work = folder / f"growth-{polygons}"
         prepared = prepare(path, tiles, work)
         once = [seconds(partial(prepare, path, tiles, folder / "again"))[0] for _ in range(repeats)]
-        label = partial(label_all, prepared, tiles, mine)
-        times = [1000 * seconds(label)[0] / len(tiles) for _ in range(repeats)]
+        times = []
+        for _ in range(repeats):
+            make_patches(tiles, mine)
+            times.append(1000 * seconds(partial(label_all, prepared, tiles, mine))[0] / len(tiles))
         yield f"| {polygons:,} | {spread(times, 1)} | {spread(once, 2)} |"
 
 

@@ -218,11 +218,10 @@ def _cuts(edges: _Edges, tile: Tile) -> tuple[NDArray[np.int64], NDArray[np.int6
     first = np.clip(np.ceil(top - 0.5), 0, tile.height).astype(np.int64)
     count = np.clip(np.ceil(bottom - 0.5), 0, tile.height).astype(np.int64) - first
     down = edges.y_begin < edges.y_end
-    x_top, x_bottom = np.where(down, edges.x_begin, edges.x_end), np.where(down, edges.x_end, edges.x_begin)
+    x_top, width = np.where(down, edges.x_begin, edges.x_end), np.where(down, 1, -1) * (edges.x_end - edges.x_begin)
     edge = np.repeat(np.arange(len(count)), count)
     row = (first - np.cumsum(count) + count).take(edge) + np.arange(len(edge))
-    x_begin = x_top.take(edge)
-    x = (row + 0.5 - top.take(edge)) * (x_bottom.take(edge) - x_begin) / (bottom - top).take(edge) + x_begin
+    x = (row + 0.5 - top.take(edge)) * width.take(edge) / (bottom - top).take(edge) + x_top.take(edge)
     return edges.part_of_ring.take(edges.ring).take(edge), row, _column(x, tile)
 
 

@@ -80,7 +80,8 @@ def polygons_of_tile(folder: Path, tile: Tile) -> TilePolygons | None:
         table = _taken(pa.ipc.open_file(mapped), rows)
     ids, order = table["id"].to_numpy(), table["order"].to_numpy()
     used = np.flatnonzero(ids >= 0)
-    burned = table.take(pa.array(used[np.argsort(order[used])]))
+    used = used[np.argsort(order[used])]
+    burned = table if np.array_equal(used, np.arange(len(ids))) else table.take(pa.array(used))
     return TilePolygons(
         ids=burned["id"].to_numpy(),
         names=burned["name"].combine_chunks(),
