@@ -43,7 +43,7 @@ from tasks.arrayfiles import BLOSC_HEADER, ArraySource
 from tasks.conversion import FeatureMapping, FeatureRule, PatchOptions, Provenance, TileFiles, convert_tile
 from tasks.conversion.geotiff import HORIZONTAL, Layout, read_layout
 from tasks.storage import Storage, open_filesystem
-from tasks.workers import processors, room
+from tasks.workers import room, workers
 
 HERE = Path(__file__).parent
 LAYOUTS = {f"{block}{interleave}": (block, interleave) for block in (256, 1024) for interleave in ("PIXEL", "BAND")}
@@ -225,9 +225,8 @@ class Floor:
 
 
 def _on_all_cores(work: Callable[..., object], items: Iterator[tuple[Any, ...]] | Sequence[tuple[Any, ...]]) -> None:
-    with ThreadPoolExecutor(processors()) as threads:
-        for future in [threads.submit(work, *item) for item in items]:
-            future.result()
+    for future in [workers().submit(work, *item) for item in items]:
+        future.result()
 
 
 def _libdeflate(coded: memoryview, out: NDArray[Any]) -> None:

@@ -168,7 +168,7 @@ def against_eolearn(path: Path, tiles: Sequence[Tile], sample: int, repeats: int
     for number in range(repeats):
         work = folder / f"work-{number}"
         prepared = prepare(path, tiles, work)  # the file is in the machine's memory from here on, for both sides
-        turns["prepare"].append(seconds(partial(prepare, path, tiles, work)))
+        turns["prepare"].append(seconds(partial(prepare, path, tiles, folder / f"again-{number}")))
         make_patches(tiles, mine)
         shutil.rmtree(theirs, ignore_errors=True)
         turns["ours"].append(seconds(partial(label_all, prepared, tiles, mine)))
@@ -193,7 +193,7 @@ def growth(paths: dict[int, Path], repeats: int, folder: Path) -> Iterator[str]:
     for polygons, path in paths.items():
         work = folder / f"growth-{polygons}"
         prepared = prepare(path, tiles, work)
-        once = [seconds(partial(prepare, path, tiles, folder / "again"))[0] for _ in range(repeats)]
+        once = [seconds(partial(prepare, path, tiles, work / str(turn)))[0] for turn in range(repeats)]
         times = []
         for _ in range(repeats):
             make_patches(tiles, mine)

@@ -173,7 +173,7 @@ def _save_zarr(source: ArraySource, path: Path, digest: Digest) -> Iterator[byte
 
 
 def _write_chunk(path: Path, content: NDArray[Any], how: Blosc) -> None:
-    """Compress as numcodecs does, but faster: with a newer Blosc, and into memory that is kept."""
+    """Compress as numcodecs does; by imagecodecs, into memory that is kept, that is faster."""
     coded = imagecodecs.blosc_encode(
         content.reshape(-1),  # type: ignore[arg-type]
         level=how.clevel,

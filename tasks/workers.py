@@ -43,10 +43,11 @@ def room(shape: tuple[int, ...], dtype: np.dtype[Any], use: Literal["numbers", "
     size = int(np.prod(shape)) * dtype.itemsize
     if size > LARGEST_ROOM:
         return np.empty(shape, dtype)
-    if getattr(_rooms, use, np.empty(0)).size < size:
-        setattr(_rooms, use, np.empty(size, np.uint8))
-    kept: NDArray[np.uint8] = getattr(_rooms, use)[:size]
-    return kept.view(dtype).reshape(shape)
+    kept: NDArray[np.uint8] | None = getattr(_rooms, use, None)
+    if kept is None or kept.size < size:
+        kept = np.empty(size, np.uint8)
+        setattr(_rooms, use, kept)
+    return kept[:size].view(dtype).reshape(shape)
 
 
 def in_order(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

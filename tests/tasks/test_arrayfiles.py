@@ -20,6 +20,7 @@ ARRAYS = {
     "numbers": np.random.default_rng(0).integers(0, 9999, (3, 40, 30, 1), np.uint16),
     "masks": np.random.default_rng(0).random((3, 40, 30, 1)) > 0.5,
     "wide": np.random.default_rng(0).integers(-(2**60), 2**60, (3, 40, 30, 2)),
+    "noise": np.random.default_rng(0).integers(0, 256, (3, 40, 30, 2), np.uint8),  # larger when it is compressed
     "no dates": np.zeros((0, 40, 30, 2), np.uint8),
 }
 

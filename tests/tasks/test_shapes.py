@@ -11,6 +11,7 @@ import pytest
 import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from pyproj import CRS, Transformer
 
 from tasks.grid import Tile
@@ -193,46 +194,70 @@ def test_bounds_far_from_all_boxes_do_not_come_near() -> None:
         (3035, 32633, (4.4e6, 2.6e6), (4.5e6, 2.7e6)),
         (4326, 32633, (13, 46), (14, 47)),
         (3794, 32633, (4.4e5, 5e4), (5e5, 1.5e5)),
-        (2154, 32631, (6e5, 6.6e6), (7e5, 6.7e6)),
-        (27700, 32630, (3e5, 2e5), (4e5, 3e5)),
+        (2154, 32631, (6e5, 6.6e6), (9e5, 6.9e6)),
         (3857, 32633, (1.4e6, 5.8e6), (1.5e6, 5.9e6)),
         (3035, 4326, (4.4e6, 2.6e6), (4.5e6, 2.7e6)),
         (2263, 32618, (9.2e5, 1.3e5), (1.02e6, 2.3e5)),  # US feet
+        (4326, 32633, (3, 36), (23, 56)),  # 400 cells
+        (3035, 32633, (4.4e6, 2.6e6), (4.4e6, 2.7e6)),  # a line
     ],
 )
 def test_many_points_come_where_proj_brings_them(
     source: int, target: int, low: tuple[float, float], high: tuple[float, float]
 ) -> None:
-    points = np.random.default_rng(0).uniform(low, high, (300_000, 2))
+    points = np.random.default_rng(0).uniform(low, high, (400_000, 2))
 
     moved = transform_between(CRS.from_epsg(source), CRS.from_epsg(target))(points)
 
-    exact = np.column_stack(Transformer.from_crs(source, target, always_xy=True).transform(*points.T))
+    exact = projected(source, target, points)
     assert np.abs(moved - exact).max() < (1e-10 if target == 4326 else 1e-5)
     assert not np.array_equal(moved, exact)  # or nothing was tested
 
 
-def test_cells_without_points_in_between_do_not_matter() -> None:
+def projected(source: int, target: int, points: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.column_stack(Transformer.from_crs(source, target, always_xy=True).transform(*points.T))
+
+
+def test_cells_with_few_points_or_none_in_between_do_not_matter() -> None:
     random = np.random.default_rng(0)
     places = np.array([[4.4e6, 2.6e6], [4.4e6, 2.75e6], [4.65e6, 2.6e6]])  # an L, with much nothing within
     points = places[random.integers(0, 3, 300_000)] + random.uniform(0, [[8e4, 3e4]], (300_000, 2))
+    points = np.append(points, [[4.65e6, 2.78e6]], axis=0)
 
     moved = transform_between(CRS.from_epsg(3035), CRS.from_epsg(32633))(points)
 
-    exact = np.column_stack(Transformer.from_crs(3035, 32633, always_xy=True).transform(*points.T))
+    exact = projected(3035, 32633, points)
     assert np.abs(moved - exact).max() < 1e-5
     assert not np.array_equal(moved, exact)
 
 
-def test_a_point_just_below_a_cells_edge_stays_where_it_is() -> None:
-    points = np.random.default_rng(0).uniform((-1, 46), (0, 47), (300_000, 2))
-    points[:4] = [[-1e-17, 46.5], [-1e-17, 46.995], [-1, 47], [-1, 46]]
+def test_points_at_the_edges_of_cells_stay_where_they_are() -> None:
+    points = np.random.default_rng(0).uniform((-1.5, 46), (1.5, 49), (300_000, 2))
+    points[:4] = [[-1.5, 46], [1.5, 49], [-1.5, 49], [1.5, 46]]
+    edges = np.array([-0.5, 0.5])
+    points[4:10, 0] = np.concatenate([edges, np.nextafter(edges, -2), np.nextafter(edges, 2)])
+    points[10:16, 1] = np.concatenate([edges, np.nextafter(edges, -2), np.nextafter(edges, 2)]) + 47.5
+    points[16] = [-1e-17, 47.5]
 
     moved = transform_between(CRS.from_epsg(4326), CRS.from_epsg(32630))(points)
 
-    exact = np.column_stack(Transformer.from_crs(4326, 32630, always_xy=True).transform(*points.T))
+    exact = projected(4326, 32630, points)
     assert np.abs(moved - exact).max() < 1e-5
     assert not np.array_equal(moved, exact)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "low"),
+    [(5514, 32633, (-626247, -1117592)), (27700, 32630, (3e5, 2e5)), (31370, 32631, (1.2e5, 1.2e5))],
+)
+def test_where_proj_chooses_among_operations_that_differ_points_are_its_own(
+    source: int, target: int, low: tuple[float, float]
+) -> None:
+    points = np.random.default_rng(0).uniform(low, np.add(low, 1e5), (100_000, 2))
+
+    moved = transform_between(CRS.from_epsg(source), CRS.from_epsg(target))(points)
+
+    np.testing.assert_array_equal(moved, projected(source, target, points))
 
 
 def test_few_points_and_those_that_the_projection_cannot_hold_are_projs_own() -> None:
