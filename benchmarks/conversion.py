@@ -22,10 +22,10 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import geopandas as gpd
 import imagecodecs
@@ -197,20 +197,24 @@ class Floor:
         took = {"wall": time.monotonic() - wall, "cpu": time.process_time() - cpu}
         with tempfile.TemporaryDirectory(dir=self._paths[0].parent) as folder:
             cpu = time.process_time()
-            self._contents = [path.read_bytes() for path in self._paths]
-            self._decode(self._inflate)
+            self._decode(self._inflate, from_files=True)
             self._encode(Path(folder))
             return took | {"cpu with files": time.process_time() - cpu}
 
-    def _decode(self, inflate: Callable[[memoryview, NDArray[Any]], None]) -> None:
-        def block(content: bytes, layout: Layout, place: tuple[int, int]) -> None:
+    def _decode(self, inflate: Callable[[memoryview, NDArray[Any]], None], *, from_files: bool = False) -> None:
+        def block(content: bytes, file: BinaryIO, layout: Layout, place: tuple[int, int]) -> None:
             stored = room((*layout.block, layout.samples), layout.dtype)
-            inflate(memoryview(content)[place[0] : sum(place)], stored.reshape(-1).view(np.uint8))
+            coded = memoryview(content)[place[0] : sum(place)]
+            if from_files:
+                coded = memoryview(os.pread(file.fileno(), place[1], place[0]))
+            inflate(coded, stored.reshape(-1).view(np.uint8))
             if layout.predictor == HORIZONTAL:
                 imagecodecs.delta_decode(stored, axis=1, out=stored)
 
-        files = zip(self._contents, self._layouts, strict=True)
-        _on_all_cores(block, ((content, layout, place) for content, layout in files for place in layout.places))
+        with ExitStack() as stack:
+            files = [stack.enter_context(path.open("rb")) for path in self._paths]
+            each = zip(self._contents, files, self._layouts, strict=True)
+            _on_all_cores(block, [(*one, place) for one in each for place in one[-1].places])
 
     def _encode(self, folder: Path | None = None) -> None:
         for number, (array, encode) in enumerate(zip(self._arrays, self._encoders, strict=True)):
@@ -218,8 +222,10 @@ class Floor:
 
             def one(*part: int, number: int = number, made: Any = source.made, encode: Encoder = encode) -> None:
                 coded = encode(made(*part))
-                if folder is not None:
-                    (folder / f"{number}-{part}").write_bytes(coded)
+                if folder is not None:  # a file for each chunk of zarr, one for all members of a gzip stream
+                    path = folder / (f"{number}-{part[0]}" if self._whole_frames else f"{number}")
+                    with path.open("ab", buffering=0) as file:
+                        file.write(coded)
 
             _on_all_cores(one, source.frames() if self._whole_frames else source.parts())
 

@@ -72,7 +72,8 @@ class FeatureRule(BaseModel):
     no_data: float | None = Field(
         default=None,
         title="No-data number",
-        description="Delivered number that stands for no data; it becomes 0. Empty: every number is a value.",
+        description="Delivered number that stands for no data; it becomes 0. Empty: every number is a value, whatever "
+        "a file's nodata tag says.",
         examples=[INDEX_NO_DATA],
         allow_inf_nan=False,
     )

@@ -1,6 +1,6 @@
 import dataclasses
 import json
-from datetime import UTC
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -387,6 +387,17 @@ def test_dates_other_than_the_other_tiles_fail_the_tile(delivered: TileFiles, fo
         run(expected, folder)
 
 
+@pytest.mark.parametrize("extra", [dates(COUNT + 1)[-1], dates(COUNT)[0]], ids=["another", "one twice"])
+def test_a_date_too_many_fails_the_tile(
+    tmp_path: Path, outputs: dict[str, np.ndarray], folder: str, extra: datetime
+) -> None:
+    more = {name: np.append(numbers, numbers[:1], axis=0) for name, numbers in outputs.items()}
+    delivered = deliver(tmp_path / "more", more, TILE, [*dates(COUNT), extra])
+
+    with pytest.raises(TileError, match=f"names {COUNT + 1} dates from .*, expected {COUNT} dates from"):
+        run(dataclasses.replace(delivered, dates=tuple(dates(COUNT))), folder)
+
+
 # ---- commit ----
 
 
@@ -563,6 +574,24 @@ def test_numbers_are_scaled_in_double_precision_whichever_way_is_fast(dtype: str
     decoded = decode(numbers, rule)
 
     assert decoded.tobytes() == (numbers.astype(np.float64) * scale).astype(np.float32).tobytes()
+
+
+@pytest.mark.parametrize("nodata", [0, 1, 255])
+def test_numbers_that_equal_a_files_nodata_tag_are_what_the_mapping_says(
+    tmp_path: Path, outputs: dict[str, np.ndarray], folder: str, nodata: int
+) -> None:
+    run(deliver(tmp_path / "tagged", outputs, TILE, dates(COUNT), nodata=nodata), folder)
+
+    assert_land_cover(EOPatch.load(folder), outputs)
+
+
+def test_integers_take_an_offset_and_are_rounded_to_their_type() -> None:
+    rule = FeatureRule(feature_type="data", name="X", outputs=("X",), scale=0.5, offset=-1000, no_data=7, dtype="int16")
+
+    decoded = decode(np.array([0, 7, 2000, 2001, 2003, 65_535], np.uint16), rule)
+
+    assert decoded.dtype == np.int16
+    np.testing.assert_array_equal(decoded, [-1000, 0, 0, 0, 2, 31_768])  # halves to even
 
 
 def test_not_a_number_becomes_no_data() -> None:

@@ -419,6 +419,9 @@ def test_the_usual_vector_formats_are_read(tmp_path: Path, suffix: str) -> None:
     prepared = prepare(Reference(file=str(tmp_path / f"r.{suffix}")), tmp_path / "work")
 
     assert prepared.findings.polygons == 1
+    lulc = lulc_of(prepared)
+    assert (lulc[1:-1, 1:15] == 7).all()  # there and back, its edges may have moved by a hair
+    assert (lulc[:, 17:] == 0).all()
 
 
 def test_a_reference_survives_json_as_a_form_sends_it() -> None:

@@ -199,6 +199,17 @@ def test_later_files_cover_earlier_ones_and_may_have_other_columns_and_crs(tmp_p
     assert [one.name for one in reference_source(reference, Storage()).sources] == ["land.gpkg", "water.parquet"]
 
 
+def test_two_layers_of_a_file_follow_each_other(tmp_path: Path) -> None:
+    path = write(tmp_path / "map.gpkg", [WHOLE], LULC_ID=[1])
+    pyogrio.write_dataframe(gpd.GeoDataFrame({"LULC_ID": [5]}, geometry=[WEST], crs=32633), path, layer="water")
+    layers = {"file": path, "layer": "map", "more_files": [{"file": path, "layer": "water"}]}
+
+    found = labels(Reference.model_validate(layers), tmp_path / "work")
+
+    assert (found[:, :16] == 5).all()
+    assert (found[:, 16:] == 1).all()
+
+
 def test_geoparquet_has_a_crs_and_refuses_layers_and_what_is_no_geoparquet(tmp_path: Path) -> None:
     path = write(tmp_path / "r.parquet", [WEST, None], LULC_ID=[2, 3])
 
