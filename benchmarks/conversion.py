@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -39,7 +40,7 @@ from numcodecs import Blosc
 from numpy.typing import NDArray
 
 from localhub.seaweed import SeaweedFS
-from tasks.arrayfiles import BLOSC_HEADER, ArraySource
+from tasks.arrayfiles import ArraySource, by_blosc
 from tasks.conversion import FeatureMapping, FeatureRule, PatchOptions, Provenance, TileFiles, convert_tile
 from tasks.conversion.geotiff import HORIZONTAL, Layout, read_layout
 from tasks.storage import Storage, open_filesystem
@@ -50,7 +51,7 @@ LAYOUTS = {f"{block}{interleave}": (block, interleave) for block in (256, 1024) 
 PROVENANCE = Provenance("request", "fingerprint", "0" * 64)
 LARGEST_FILES = 1.15
 """Of eo-learn's."""
-Encoder = Callable[[NDArray[Any]], bytes | NDArray[np.uint8]]
+Encoder = Callable[[NDArray[Any]], bytes | bytearray]
 
 
 @dataclass(frozen=True)
@@ -249,19 +250,12 @@ def _gzip(level: int) -> Encoder:
 
 GZIP = tuple(_gzip(level) for level in (1, 2, 3))
 """ISA-L's: all other libraries take twice as long."""
-
-
-def _blosc(level: int, shuffle: int) -> Encoder:
-    def encode(part: NDArray[Any]) -> NDArray[np.uint8]:
-        out = room((part.nbytes + BLOSC_HEADER,), np.dtype(np.uint8), "coded")
-        how = {"level": level, "compressor": "lz4", "shuffle": shuffle, "typesize": part.itemsize}
-        return imagecodecs.blosc_encode(part.reshape(-1), **how, numthreads=1, out=out)
-
-    return encode
-
-
-BLOSC = tuple(_blosc(level, shuffle) for level in (1, 5) for shuffle in (Blosc.SHUFFLE, Blosc.BITSHUFFLE))
-"""Of imagecodecs: numcodecs's takes longer."""
+BLOSC = tuple(
+    partial(by_blosc, how=Blosc("lz4", clevel=level, shuffle=shuffle))
+    for level in (1, 5)
+    for shuffle in (Blosc.SHUFFLE, Blosc.BITSHUFFLE)
+)
+"""By imagecodecs, into memory that is kept: numcodecs itself takes longer."""
 
 
 def _fastest(array: NDArray[Any], candidates: Sequence[Encoder]) -> Encoder:

@@ -165,16 +165,16 @@ def _save_zarr(source: ArraySource, path: Path, digest: Digest) -> Iterator[byte
         content = source.made(*part)
         # zarr would look for a chunk that may be there, compare it with the fill value, and copy it twice
         name = ".".join(map(str, (part[0] if source.temporal else 0, *[0] * len(source.frame_shape))[-array.ndim :]))
-        _write_chunk(path / name, content, compressor)
+        (path / name).write_bytes(by_blosc(content, compressor))
         source.finished(part[0])
         return digest(content)
 
     yield from in_order(stored, source.frames())
 
 
-def _write_chunk(path: Path, content: NDArray[Any], how: Blosc) -> None:
-    """Compress as numcodecs does; by imagecodecs, into memory that is kept, that is faster."""
-    coded = imagecodecs.blosc_encode(
+def by_blosc(content: NDArray[Any], how: Blosc) -> bytes | bytearray:
+    """Compress as numcodecs does; by imagecodecs, faster, into memory that is good until the thread asks again."""
+    return imagecodecs.blosc_encode(
         content.reshape(-1),  # type: ignore[arg-type]
         level=how.clevel,
         compressor=how.cname,
@@ -183,7 +183,6 @@ def _write_chunk(path: Path, content: NDArray[Any], how: Blosc) -> None:
         numthreads=1,
         out=room((content.nbytes + BLOSC_HEADER,), np.dtype(np.uint8), "coded"),  # type: ignore[arg-type]
     )
-    path.write_bytes(coded)
 
 
 def _read_npy(path: Path, layout: ArraySource) -> Iterator[NDArray[Any]]:

@@ -317,10 +317,8 @@ def test_files_are_those_of_eo_learn(tmp_path: Path) -> None:
 
 
 def test_an_upload_holds_few_files_and_parts_in_memory(s3_files: s3fs.S3FileSystem, bucket: str) -> None:
-    folder, sizes = (
-        f"{bucket}/patch",
-        {"data/ONE.npy.gz": 160_000_000} | {f"data/X.zarr/{n}": 20_000_000 for n in range(12)},
-    )
+    folder = f"{bucket}/patch"
+    sizes = {"data/ONE.npy.gz": 160_000_000} | {f"data/X.zarr/{n}": 20_000_000 for n in range(12)}
     with new_patch(s3_files, folder, "DONE") as new:
         save_features(EOPatch(bbox=BBox((0, 0, 1, 1), CRS(32633)), meta_info={"DONE": {}}), new.folder, "zarr")
         for number, (name, size) in enumerate(sizes.items()):
