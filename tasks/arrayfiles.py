@@ -166,8 +166,9 @@ def _save_zarr(source: ArraySource, path: Path, digest: Digest) -> Iterator[byte
         # zarr would look for a chunk that may be there, compare it with the fill value, and copy it twice
         name = ".".join(map(str, (part[0] if source.temporal else 0, *[0] * len(source.frame_shape))[-array.ndim :]))
         (path / name).write_bytes(by_blosc(content, compressor))
-        source.finished(part[0])
-        return digest(content)
+        hashed = digest(content)
+        source.finished(part[0])  # what the content may be a view of is gone now
+        return hashed
 
     yield from in_order(stored, source.frames())
 

@@ -20,6 +20,7 @@ import json
 import shutil
 import tempfile
 import time
+import traceback
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -271,9 +272,17 @@ def outcome_of(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | E
             return work(*args, **kwargs)
         except Exception as error:  # noqa: BLE001 - the flow tells it as the tile's reason
             if pause is None or not is_transient(error):
+                _forget_variables(error)
                 return error
             time.sleep(pause)
     raise AssertionError  # the last round returns
+
+
+def _forget_variables(error: BaseException | None) -> None:
+    """Free what the functions that an error has left had in memory: a tile's numbers. Where they failed stays known."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 @contextmanager

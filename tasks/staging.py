@@ -38,8 +38,8 @@ def local_folder(url: str, storage: Storage, pattern: str) -> Path:
         OSError: the object store fails.
     """
     files, source = open_filesystem(url, storage)
-    folder = Path(_cache().name) / Path(url).name
     with _fetching:
+        folder = Path(_cache().name) / Path(url).name
         folder.mkdir(exist_ok=True)
         for path in (str(path) for path in files.glob(f"{source}/{pattern}")):
             target = folder / Path(path).name

@@ -6,8 +6,8 @@ What is given to them must release Python's lock while it works, and never wait 
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
 from typing import Any, Literal, TypeVar
 
@@ -50,8 +50,10 @@ def room(shape: tuple[int, ...], dtype: np.dtype[Any], use: Literal["numbers", "
     return kept[:size].view(dtype).reshape(shape)
 
 
-def in_order(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+def in_order(work: Callable[[Item], Result], items: Iterable[Item]) -> Generator[Result, None, None]:
     """Give the result for each item in the items' order; only a few are ahead, so that memory stays bounded.
+
+    Nothing is at work any more when it ends, even by an error: what the work uses may then be taken away.
 
     Raises:
         Exception: what the work on an item raises; work that has not begun is given up.
@@ -65,5 +67,4 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[
         while ahead:
             yield ahead.popleft().result()
     finally:
-        for future in ahead:
-            future.cancel()
+        wait([future for future in ahead if not future.cancel()])

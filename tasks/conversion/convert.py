@@ -2,7 +2,8 @@
 
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +20,7 @@ from tasks.arrayfiles import FileFormat, array_path, save_array
 from tasks.conversion.delivery import Dates, Delivery, TileFiles, read_dates, read_samples
 from tasks.conversion.features import Feature, empty_features, features, read_quality
 from tasks.conversion.mapping import FeatureMapping
-from tasks.conversion.planes import Planes
+from tasks.conversion.planes import Planes, tile_pool
 from tasks.conversion.verification import PatchContent, StoredArray, delete_raw, difference
 from tasks.eopatches import (
     RETRIES,
@@ -157,8 +158,8 @@ def convert_tile(
         OSError: a file system fails.
     """
     start = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="eopatch-") as scratch:
-        delivery = Delivery(tile, delivered, source, Path(scratch))
+    with tempfile.TemporaryDirectory(prefix="eopatch-") as scratch, tile_pool() as pool:
+        delivery = Delivery(tile, delivered, source, Path(scratch), pool)
         dates = read_dates(delivery, mapping)
         samples = read_samples(delivery, mapping)
         quality = read_quality(delivery, mapping, dates)
@@ -189,7 +190,7 @@ def convert_tile(
 
 def _write(
     delivery: Delivery,
-    made: Iterable[Feature],
+    made: Generator[Feature, None, None],
     dates: Dates,
     marker: dict[str, Any],
     target: AbstractFileSystem,
@@ -199,7 +200,7 @@ def _write(
     """Write features as they are made, and the marker when all are; gives the bytes, and what was written."""
     tile, arrays = delivery.tile, {}
     patch = EOPatch(bbox=BBox(tile.bounds, CRS(tile.epsg)), timestamps=list(dates.timestamps) or None)
-    with new_patch(target, folder, MARKER) as new:
+    with new_patch(target, folder, MARKER) as new, closing(made):
         for feature in made:
             path, source = new.folder / feature.feature_type / feature.name, feature.source
             hashes = save_array(source, path, options.file_format, hashed=options.raw_tiles == "delete")
@@ -234,7 +235,7 @@ def _has_data(delivered: TileFiles, mapping: FeatureMapping, dates: Dates, quali
     return quality is None or bool(quality.numbers.any())
 
 
-def _empty(tile: Tile, mapping: FeatureMapping, dates: Dates) -> Iterator[Feature]:
+def _empty(tile: Tile, mapping: FeatureMapping, dates: Dates) -> Generator[Feature, None, None]:
     if mapping.temporal and not dates.timestamps:
         raise TileError(f"Tile {tile.name} has no data and no dates for an empty EOPatch; switch keep_empty off.")
     return empty_features(tile, mapping, dates)

@@ -19,7 +19,7 @@ from rasterio.session import DummySession
 from tasks.conversion.content import Content, open_content
 from tasks.conversion.geotiff import DamagedBlock, Job, decode_job, decode_with_gdal, read_layout
 from tasks.conversion.mapping import FeatureMapping, stored_type
-from tasks.conversion.planes import Planes, new_planes
+from tasks.conversion.planes import Planes, Pool, Rooms
 from tasks.eopatches import file_identity
 from tasks.errors import DeliveryError, InvalidInput, TileError
 from tasks.evalscript import SampleType
@@ -67,13 +67,15 @@ class Delivery:
         delivered: paths in ``source``.
         source: file system of the delivery.
         scratch: local folder for what is too large to be held in memory, see `tasks.conversion.planes`.
+        pool: memory for the rest.
     """
 
-    def __init__(self, tile: Tile, delivered: TileFiles, source: AbstractFileSystem, scratch: Path) -> None:
+    def __init__(self, tile: Tile, delivered: TileFiles, source: AbstractFileSystem, scratch: Path, pool: Pool) -> None:
         self.tile = tile
         self.delivered = delivered
         self.source = source
         self.scratch = scratch
+        self.pool = pool
         self.sources: dict[str, dict[str, int | str]] = {}
 
     @property
@@ -105,20 +107,20 @@ class Delivery:
     def planes(
         self,
         output: str,
+        rooms: Rooms,
         dates: int | None = None,
         sample_type: SampleType | None = None,
         *,
         per_date: int = 1,
-        together: int = 1,
     ) -> Planes:
         """All numbers of an output's file, shape (bands, height, width); None leaves a property unchecked.
 
         Args:
             output: id.
+            rooms: of the feature that it belongs to.
             dates: how many the file must have.
             per_date: how many bands it must have for each date.
             sample_type: that the file must have.
-            together: how many outputs of this size are needed at the same time.
         """
         if output not in self.delivered.outputs:
             names = ", ".join(sorted(self.delivered.outputs))
@@ -133,7 +135,7 @@ class Delivery:
                     self._check(raster, path, sample_type)
                     self._check_bands(raster, path, dates, per_date)
                     shape = (raster.count, raster.height, raster.width)
-                    planes = new_planes(shape, np.dtype(raster.dtypes[0]), together, self.scratch)
+                    planes = rooms.planes(shape, np.dtype(raster.dtypes[0]))
                     _decode(content, raster, planes)
             except (RasterioError, tifffile.TiffFileError, DamagedBlock) as error:
                 raise self.damage(

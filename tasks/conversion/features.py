@@ -4,7 +4,7 @@ The numbers of a feature are held as they were delivered; values exist for a few
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tasks.arrayfiles import ArraySource
 from tasks.conversion.delivery import Dates, Delivery
 from tasks.conversion.mapping import FeatureMapping, FeatureRule
-from tasks.conversion.planes import Planes
+from tasks.conversion.planes import Planes, Rooms
 from tasks.errors import TileError
 from tasks.grid import Tile
 
@@ -105,16 +105,17 @@ def read_quality(delivery: Delivery, mapping: FeatureMapping, dates: Dates) -> P
     """The quality output as delivered, its dates in the files' order; None without one, or without dates."""
     if mapping.quality_output is None or not dates.order:
         return None
-    return delivery.planes(mapping.quality_output, len(dates.order), together=_most_outputs(mapping))
+    return delivery.planes(mapping.quality_output, _rooms(delivery, mapping, 1), len(dates.order))
 
 
-def _most_outputs(mapping: FeatureMapping) -> int:
-    """Outputs of the largest feature; it decides for all files of the tile whether they go to memory or to scratch."""
-    return max(len(rule.outputs) for rule in mapping.features)
+def _rooms(delivery: Delivery, mapping: FeatureMapping, files: int) -> Rooms:
+    return Rooms(delivery.pool, delivery.scratch, files, max(len(rule.outputs) for rule in mapping.features))
 
 
-def features(delivery: Delivery, mapping: FeatureMapping, dates: Dates, quality: Planes | None) -> Iterator[Feature]:
-    """Give every feature of a tile with data; the files of the next one are decoded meanwhile.
+def features(
+    delivery: Delivery, mapping: FeatureMapping, dates: Dates, quality: Planes | None
+) -> Generator[Feature, None, None]:
+    """Give every feature of a tile with data; the files of the next one are decoded meanwhile, until it is closed.
 
     Raises:
         TileError: a file is missing, damaged, or not the tile's.
@@ -127,7 +128,7 @@ def features(delivery: Delivery, mapping: FeatureMapping, dates: Dates, quality:
     yield from _quality_masks(mapping, dates, quality)
 
 
-def empty_features(tile: Tile, mapping: FeatureMapping, dates: Dates) -> Iterator[Feature]:
+def empty_features(tile: Tile, mapping: FeatureMapping, dates: Dates) -> Generator[Feature, None, None]:
     """Give every feature of a tile without data: zeros; a timeless feature gets one band per output."""
     shape = (len(dates.timestamps), tile.height, tile.width)
     for rule in mapping.features:
@@ -145,7 +146,7 @@ def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any], *, temporal: bool) -> A
 class _Loader:
     """Reads the files of each feature in turn, those of the next one when the present one has been written by half.
 
-    By then the present one has given half of its memory back. A context manager: it gives up what was not waited for.
+    By then the present one has given half of its memory back. A context manager: when it is left, nothing is at work.
     """
 
     def __init__(self, delivery: Delivery, mapping: FeatureMapping, dates: Dates, quality: Planes | None) -> None:
@@ -158,7 +159,7 @@ class _Loader:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown(cancel_futures=True)
 
     def planes(self, place: int) -> list[Planes]:
         """The files of a feature by its place in the mapping, when all of them are there."""
@@ -181,13 +182,14 @@ class _Loader:
         with self._lock:
             if len(self._begun) <= place < len(self._mapping.features):
                 rule = self._mapping.features[place]
-                self._begun.append([self._threads.submit(self._load, rule, output) for output in rule.outputs])
+                rooms = _rooms(self._delivery, self._mapping, len(rule.outputs))
+                self._begun.append([self._threads.submit(self._load, rule, output, rooms) for output in rule.outputs])
 
-    def _load(self, rule: FeatureRule, output: str) -> Planes:
+    def _load(self, rule: FeatureRule, output: str, rooms: Rooms) -> Planes:
         if self._quality is not None and output == self._mapping.quality_output:
             return self._quality
-        dates, together = len(self._dates.order) if rule.temporal else None, _most_outputs(self._mapping)
-        return self._delivery.planes(output, dates, rule.sample_type, per_date=rule.bands_per_date, together=together)
+        dates = len(self._dates.order) if rule.temporal else None
+        return self._delivery.planes(output, rooms, dates, rule.sample_type, per_date=rule.bands_per_date)
 
 
 def _source(

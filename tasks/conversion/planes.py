@@ -1,9 +1,16 @@
-"""Room for the numbers of a file: memory, or scratch on disk where a tile is too large for it."""
+"""Room for the numbers of a tile's files: memory, or scratch on disk where a tile is too large for it.
+
+New memory must be cleared by the system, which takes up to a tenth of a conversion. So what a written frame gives back
+is used for the next files, and what a tile had is kept for the next tile; the system may take it while no tile has it.
+"""
 
 import mmap
 import os
 import tempfile
-from collections.abc import Callable
+import threading
+from bisect import insort
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-PAGE = mmap.PAGESIZE
+ALIGNED = 64
+"""Numbers begin at multiples of so many bytes: a line of a processor's cache."""
 LARGEST_IN_MEMORY = 2**30
 """How many bytes of numbers a feature may take in memory: 0.9 GB are 10 km, 73 dates and 6 bands UINT16."""
 
@@ -23,7 +31,7 @@ class Planes:
     Attributes:
         numbers: (band, row, column); may lie in a file that is mapped into memory.
         release: call it after work on a part: what is mapped goes back to the disk and no longer counts as memory.
-        forget: call it for bands whose numbers are not needed any more: they are lost, and their memory is free.
+        forget: call it, once, for bands whose numbers are not needed any more: their memory is used for others.
     """
 
     numbers: NDArray[Any]
@@ -31,39 +39,137 @@ class Planes:
     forget: Callable[[slice], None]
 
 
-def new_planes(shape: tuple[int, int, int], dtype: np.dtype[Any], together: int, scratch: Path) -> Planes:
-    """Make room for the numbers of a file, not initialised.
+@dataclass(slots=True)
+class Region:
+    """A piece of the system's memory.
+
+    Attributes:
+        memory: the piece.
+        free: what nobody has, (first byte, byte after the last one), ascending; pieces do not touch each other.
+        used: whether anybody had some of it since the last `Pool.rest`.
+    """
+
+    memory: mmap.mmap
+    free: list[tuple[int, int]]
+    used: bool = True
+
+
+class Pool:
+    """Memory for the files of one tile at a time; threads may share it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._regions: list[Region] = []
+
+    def take(self, size: int) -> tuple[Region, int]:
+        """Give so many bytes, not initialised: the region and the first of them."""
+        with self._lock:
+            for region in self._regions:
+                for place, (begin, end) in enumerate(region.free):
+                    first = -(-begin // ALIGNED) * ALIGNED
+                    if first + size <= end:
+                        rest = [(begin, first), (first + size, end)]
+                        region.free[place : place + 1] = [(low, high) for low, high in rest if low < high]
+                        region.used = True
+                        return region, first
+            memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            if hasattr(mmap, "MADV_HUGEPAGE"):
+                memory.madvise(mmap.MADV_HUGEPAGE)
+            region = Region(memory, [])
+            insort(self._regions, region, key=lambda one: len(one.memory))  # the smallest that suffices is taken
+            return region, 0
+
+    def give_back(self, region: Region, begin: int, end: int) -> None:
+        """Take bytes back, which `take` gave, alone or as a part."""
+        with self._lock:
+            free: list[tuple[int, int]] = []
+            for low, high in sorted([*region.free, (begin, end)]):
+                if free and free[-1][1] == low:
+                    free[-1] = (free[-1][0], high)
+                else:
+                    free.append((low, high))
+            region.free = free
+
+    def rest(self) -> None:
+        """Take everything back; what was not used goes to the system, and the rest where the system is short of it."""
+        with self._lock:
+            self._regions = [
+                Region(one.memory, [(0, len(one.memory))], used=False) for one in self._regions if one.used
+            ]
+            if hasattr(mmap, "MADV_FREE"):
+                for region in self._regions:
+                    region.memory.madvise(mmap.MADV_FREE)
+
+
+_idle: list[Pool] = []
+
+
+@contextmanager
+def tile_pool() -> Iterator[Pool]:
+    """A pool for one tile; nothing may use its memory any more when that is left."""
+    try:
+        pool = _idle.pop()
+    except IndexError:
+        pool = Pool()
+    yield pool
+    pool.rest()
+    _idle.append(pool)  # not after an error: threads may still write to it
+
+
+class Rooms:
+    """Room for the files of a feature: side by side, date by date, so that what a frame gives back is in one piece.
 
     Args:
-        shape: (bands, rows, columns).
-        dtype: of the numbers.
-        together: how many files of this size are needed at the same time.
+        pool: the tile's.
         scratch: local folder for what is too large for memory.
-
-    Raises:
-        OSError: the disk has not that much space.
+        files: how many there are.
+        most_files: of the tile's largest feature; it decides for all files of the tile where they go.
     """
-    size = int(np.prod(shape)) * dtype.itemsize
-    if size * together <= LARGEST_IN_MEMORY:
-        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        return Planes(np.frombuffer(memory, dtype).reshape(shape), lambda: None, _forgetting(memory, shape[0]))
-    with tempfile.TemporaryFile(dir=scratch) as file:
-        os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error now, and no signal later
-        memory = mmap.mmap(file.fileno(), size)
-    numbers = np.frombuffer(memory, dtype).reshape(shape)
-    return Planes(numbers, lambda: memory.madvise(mmap.MADV_DONTNEED), lambda _: None)
 
+    def __init__(self, pool: Pool, scratch: Path, files: int, most_files: int) -> None:
+        self._pool, self._scratch, self._files, self._most_files = pool, scratch, files, most_files
+        self._lock = threading.Lock()
+        self._made: dict[tuple[tuple[int, int, int], np.dtype[Any]], list[Planes]] = {}
 
-def _forgetting(memory: mmap.mmap, bands: int) -> Callable[[slice], None]:
-    """Give back the memory of bands, but for the pages that they share with their neighbours."""
-    size = len(memory) // bands
+    def planes(self, shape: tuple[int, int, int], dtype: np.dtype[Any]) -> Planes:
+        """Give room for the numbers of another file, not initialised.
 
-    def forget(gone: slice) -> None:
-        for band in range(bands)[gone]:
-            first, last = -(-band * size // PAGE) * PAGE, (band + 1) * size // PAGE * PAGE
-            if last > first:
-                memory.madvise(mmap.MADV_DONTNEED, first, last - first)
+        Args:
+            shape: (bands, rows, columns).
+            dtype: of the numbers.
 
-    return forget
+        Raises:
+            OSError: the disk has not that much space.
+        """
+        size = int(np.prod(shape)) * dtype.itemsize
+        if size * self._most_files > LARGEST_IN_MEMORY:
+            return self._on_scratch(shape, dtype, size)
+        with self._lock:
+            made = self._made.setdefault((shape, dtype), [])
+            if not made:
+                made.extend(self._in_memory(shape, dtype, size))
+            return made.pop()
+
+    def _in_memory(self, shape: tuple[int, int, int], dtype: np.dtype[Any], size: int) -> Iterator[Planes]:
+        region, start = self._pool.take(size * self._files)
+        bands, plane = shape[0], size // shape[0]
+        together = np.frombuffer(region.memory, dtype, size * self._files // dtype.itemsize, start)
+        by_file = together.reshape(bands, self._files, *shape[1:]).swapaxes(0, 1)
+
+        def forgetting(file: int) -> Callable[[slice], None]:
+            def forget(gone: slice) -> None:
+                for band in range(bands)[gone]:
+                    begin = start + (band * self._files + file) * plane
+                    self._pool.give_back(region, begin, begin + plane)
+
+            return forget
+
+        for file, numbers in enumerate(by_file):
+            yield Planes(numbers, lambda: None, forgetting(file))
+
+    def _on_scratch(self, shape: tuple[int, int, int], dtype: np.dtype[Any], size: int) -> Planes:
+        with tempfile.TemporaryFile(dir=self._scratch) as file:
+            os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error now, and no signal later
+            memory = mmap.mmap(file.fileno(), size)
+        numbers = np.frombuffer(memory, dtype).reshape(shape)
+        return Planes(numbers, lambda: memory.madvise(mmap.MADV_DONTNEED), lambda _: None)

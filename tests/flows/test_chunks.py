@@ -1,13 +1,16 @@
 """Beyond so many tiles one task run does several of them; a bad tile still costs only itself."""
 
+import weakref
 from pathlib import Path
 
+import numpy as np
 import pytest
 import s3fs
 
 from flows import follow
 from flows.parameters import LandCover
 from tasks.eopatches import outcome_of
+from tasks.errors import TileError
 from tests.flows.test_land_cover import patches, run, states
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -49,3 +52,23 @@ def test_an_error_is_given_and_a_network_that_comes_back_is_waited_for(
     calls.clear()
     assert isinstance(outcome_of(flaky, 3), ConnectionError)
     assert isinstance(outcome_of((tmp_path / "missing").read_bytes), FileNotFoundError)
+
+
+def test_an_error_does_not_keep_what_the_failed_work_had_in_memory(tmp_path: Path) -> None:
+    numbers: list[weakref.ref[np.ndarray]] = []
+
+    def decode() -> None:
+        tile = np.zeros(10)
+        numbers.append(weakref.ref(tile))
+        (tmp_path / "missing").read_bytes()
+
+    def convert() -> None:
+        try:
+            decode()
+        except FileNotFoundError as error:
+            raise TileError("The tile is not there.") from error
+
+    error = outcome_of(convert)
+    assert isinstance(error, TileError)
+    assert [number() for number in numbers] == [None]
+    assert error.__traceback__ is not None

@@ -105,6 +105,25 @@ def test_hashes_tell_whether_an_array_is_the_one_that_was_written(
         stored_hashes(path, array.shape, np.dtype("float64"), temporal=temporal)
 
 
+@pytest.mark.parametrize("file_format", ["npy.gz", "zarr"])
+def test_hashes_are_of_what_was_written_though_its_memory_is_used_again_afterwards(
+    tmp_path: Path, file_format: FileFormat
+) -> None:
+    numbers = ARRAYS["numbers"].copy()
+
+    def read(frame: int, first: int, last: int, rows: np.ndarray) -> None:
+        rows[...] = numbers[frame, first:last]
+
+    def finished(frame: int) -> None:
+        numbers[frame] = 0
+
+    source = ArraySource(numbers.shape, numbers.dtype, True, read, numbers.__getitem__, finished)
+    hashes = save_array(source, tmp_path / "x", file_format, hashed=True)
+    assert not numbers.any()
+    path = array_path(tmp_path / "x", file_format)
+    assert stored_hashes(path, numbers.shape, numbers.dtype, temporal=True) == hashes
+
+
 def test_an_array_that_is_longer_than_expected_is_another_one(tmp_path: Path) -> None:
     save_array(ArraySource.of(ARRAYS["masks"], temporal=True), tmp_path / "x", "npy.gz")
     with (tmp_path / "x.npy.gz").open("ab") as file:

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from tasks.conversion import (
     land_cover_mapping,
     planes,
 )
-from tasks.errors import InvalidInput, TileError
+from tasks.errors import DeliveryError, InvalidInput, TileError
 from tasks.storage import Storage
 from tests.tasks.delivery_files import (
     BANDS,
@@ -157,6 +158,27 @@ def test_a_tile_that_is_too_large_for_memory_gives_the_same_patch(
     run(delivered, folder, options=options)
 
     assert_land_cover(EOPatch.load(folder), outputs)
+
+
+@pytest.mark.parametrize("options", [NPY, ZARR])
+def test_tiles_that_share_threads_and_memory_with_others_and_with_one_that_fails_are_their_own(
+    tmp_path: Path, options: PatchOptions
+) -> None:
+    numbers = [random_outputs(TILE, COUNT, seed) for seed in range(8)]
+    tiles = [deliver(tmp_path / f"tile{seed}", each, TILE, dates(COUNT)) for seed, each in enumerate(numbers)]
+    damaged = Path(tiles[2].outputs["NDWI"])
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+
+    with ThreadPoolExecutor(3) as threads:
+        folders = [str(tmp_path / f"run/eopatches/{seed}") for seed in range(8)]
+        work = [threads.submit(run, tile, folder, options=options) for tile, folder in zip(tiles, folders, strict=True)]
+    with pytest.raises(DeliveryError, match=r"NDWI\.tif"):
+        work.pop(2).result()
+
+    for future in work:
+        future.result()
+    for seed in (0, 1, 3, 4, 5, 6, 7):
+        assert_land_cover(EOPatch.load(folders[seed]), numbers[seed])
 
 
 def test_timestamps_are_sorted_with_their_arrays_whatever_their_order_in_the_files(

@@ -55,7 +55,9 @@ def read(path: Path, files: AbstractFileSystem, scratch: Path) -> np.ndarray:
     remote = str(path)
     if isinstance(files, MemoryFileSystem):
         files.pipe_file(remote, path.read_bytes())
-    return Delivery(TILE, TileFiles({"X": remote}, None), files, scratch).planes("X").numbers
+    pool = planes.Pool()
+    delivery = Delivery(TILE, TileFiles({"X": remote}, None), files, scratch, pool)
+    return delivery.planes("X", planes.Rooms(pool, scratch, 1, 1)).numbers
 
 
 @pytest.mark.parametrize("files", [LocalFileSystem(), MemoryFileSystem()], ids=["local", "remote"])
