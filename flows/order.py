@@ -25,10 +25,12 @@ from tasks.conversion import (
     Provenance,
     TileFiles,
     check_bands,
+    check_frames,
     check_mapping,
     default_mapping,
     is_converted,
     land_cover_mapping,
+    with_bands,
 )
 from tasks.errors import EopatchFlowError, InvalidInput
 from tasks.evalscript import USERDATA, Imagery, Script, load_script, output_dates
@@ -194,6 +196,8 @@ def _resolved(parameters: LandCover, keys: Callable[[], object], problems: Probl
     mapping = attempt("features", lambda: _mapping(parameters, script()))
     work = attempt("tiling", lambda: _work(parameters, period, area(), tiling(), script()))
     reference = attempt("reference", lambda: _reference(parameters, keys, tiles))
+    attempt("features", lambda: _check_labels(mapping(), reference()))
+    attempt("patches.file_format", lambda: check_frames(mapping(), tiles(), parameters.patches.file_format))
     attempt("storage.tiles_url", lambda: _check_place(storage.tiles_url, "the delivery", storage, keys))
     attempt("storage.destination", lambda: _check_lasting(storage.destination))
     attempt("storage.destination", lambda: _check_place(storage.destination, "the destination", storage, keys))
@@ -328,6 +332,7 @@ def _mapping(parameters: LandCover, script: Script) -> FeatureMapping:
         mapping = default_mapping(script.outputs, temporal=script.gives_dates, bands_per_scene=script.bands_per_scene)
     check_mapping(mapping, [output for output, _, _ in script.outputs])
     check_bands(mapping, script.outputs, script.bands_per_scene)
+    mapping = with_bands(mapping, script.outputs)
     if mapping.temporal and not (script.built_in or script.gives_dates):
         raise InvalidInput(
             f"The feature mapping has features with dates, but the evalscript {imagery.evalscript} has no "
@@ -335,6 +340,17 @@ def _mapping(parameters: LandCover, script: Script) -> FeatureMapping:
             "leave quality_output empty."
         )
     return mapping
+
+
+def _check_labels(mapping: FeatureMapping, reference: ReferenceSource | None) -> None:
+    taken = [
+        rule.name for rule in mapping.features if (rule.feature_type, rule.name.upper()) == ("mask_timeless", "LULC")
+    ]
+    if taken and reference is not None:
+        raise InvalidInput(
+            f"The feature mapping makes mask_timeless/{taken[0]}, which the labels of the reference polygons would "
+            "replace; name it otherwise, or leave the reference empty."
+        )
 
 
 def _work(parameters: LandCover, period: TimeRange, area: BaseGeometry | None, tiling: Tiling, script: Script) -> Work:

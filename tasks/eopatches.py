@@ -17,6 +17,7 @@ that is not AWS; files that are uploaded do not depend on that.
 import errno
 import gzip
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -180,6 +181,21 @@ def remove_patch(files: AbstractFileSystem, folder: str, marker: str) -> None:
     """Remove an EOPatch if there is one, its marker first."""
     _remove(files, marker_path(folder, marker))
     _remove(files, folder)
+
+
+def make_durable(files: AbstractFileSystem, folder: str) -> None:
+    """See to it that an EOPatch outlives a power cut; an object store has done so when it answers.
+
+    Raises:
+        OSError: the disk fails.
+    """
+    if isinstance(files, LocalFileSystem):
+        for path in [*Path(folder).rglob("*"), Path(folder), Path(folder).parent]:
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def add_features(

@@ -25,8 +25,8 @@ LOCALHUB_S3_KEYS = ("localhub", "localhub-secret")
 LOCALHUB_POLYGONS = "s3://eopatch-flow/reference/sample.gpkg"
 """Where the stand-in puts the land-cover polygons of its sample."""
 
-S3_URL = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^<>]*)?$"
-"""A bucket, and a prefix without the placeholders of delivery templates."""
+S3_URL = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^<>*?\[\]]*)?$"
+"""A bucket, and a prefix without the placeholders of delivery templates, and without patterns, which s3fs expands."""
 S3_SETTINGS = {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 1}}
 """Bounds for each call to S3, seconds; s3fs repeats what timed out four times more by itself."""
 PROBE_SETTINGS = {"connect_timeout": 5, "retries": {"max_attempts": 0}}

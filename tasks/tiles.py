@@ -236,13 +236,10 @@ def _rows(database: sqlite3.Connection, size: int) -> dict[str, TileStatus]:
 
 def _download(storage: Storage, request_id: str, name: str, local: Path) -> bool:
     files, _ = open_filesystem(storage.tiles_url, storage)
-    for path in service_files(storage.tiles_url, request_id, name):
-        try:
-            local.write_bytes(files.cat_file(path))
-        except FileNotFoundError:
-            continue
-        return True
-    return False
+    copies = _copies(files, service_files(storage.tiles_url, request_id, name))
+    if copies:
+        local.write_bytes(files.cat_file(copies[-1]))
+    return bool(copies)
 
 
 # ---- Prefect ----

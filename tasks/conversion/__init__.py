@@ -25,9 +25,11 @@ from tasks.conversion.mapping import (
     FeatureMapping,
     FeatureRule,
     check_bands,
+    check_frames,
     check_mapping,
     default_mapping,
     land_cover_mapping,
+    with_bands,
 )
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "Provenance",
     "TileFiles",
     "check_bands",
+    "check_frames",
     "check_mapping",
     "convert",
     "convert_chunk",
@@ -47,4 +50,5 @@ __all__ = [
     "default_mapping",
     "is_converted",
     "land_cover_mapping",
+    "with_bands",
 ]

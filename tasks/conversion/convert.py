@@ -18,7 +18,7 @@ from sentinelhub import CRS, BBox
 
 from tasks.arrayfiles import FileFormat, array_path, save_array
 from tasks.conversion.delivery import Dates, Delivery, TileFiles, read_dates, read_samples
-from tasks.conversion.features import Feature, empty_features, features, read_quality
+from tasks.conversion.features import Feature, check_nothing_seen, empty_features, features, read_quality
 from tasks.conversion.mapping import FeatureMapping
 from tasks.conversion.planes import Planes, tile_pool
 from tasks.conversion.verification import PatchContent, StoredArray, delete_raw, difference
@@ -27,6 +27,7 @@ from tasks.eopatches import (
     RETRY_DELAY_SECONDS,
     Verdict,
     check_marker,
+    make_durable,
     network_failed,
     new_patch,
     outcome_of,
@@ -163,7 +164,7 @@ def convert_tile(
         dates = read_dates(delivery, mapping)
         samples = read_samples(delivery, mapping)
         quality = read_quality(delivery, mapping, dates)
-        has_data = _has_data(delivered, mapping, dates, quality)
+        has_data = _has_data(delivery, mapping, dates, quality)
         written, note = 0, ""
         if has_data or options.keep_empty:
             made = features(delivery, mapping, dates, quality) if has_data else _empty(tile, mapping, dates)
@@ -225,12 +226,16 @@ def _delete_raw(delivery: Delivery, content: PatchContent, target: AbstractFileS
             f"Tile {delivery.tile.name}: the EOPatch in {folder} is not what was written: {differs}. It was removed, "
             "the delivered files were kept; check the storage and run again."
         )
+    make_durable(target, folder)
     return delete_raw(delivery.delivered, delivery.source)
 
 
-def _has_data(delivered: TileFiles, mapping: FeatureMapping, dates: Dates, quality: Planes | None) -> bool:
+def _has_data(delivery: Delivery, mapping: FeatureMapping, dates: Dates, quality: Planes | None) -> bool:
     """Whether there is a single value in the tile."""
-    if not delivered.outputs or (mapping.temporal and not dates.order):
+    if not delivery.delivered.outputs:
+        return False
+    if mapping.temporal and not dates.order:
+        check_nothing_seen(delivery, mapping)
         return False
     return quality is None or bool(quality.numbers.any())
 

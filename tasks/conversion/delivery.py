@@ -1,7 +1,8 @@
 """What the service delivered for one tile: files that are read, checked against the tile, and accounted for."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -209,7 +210,11 @@ def read_dates(delivery: Delivery, mapping: FeatureMapping) -> Dates:
         )
     found = expected if delivered.userdata is None else _userdata_dates(delivery, delivered.userdata)
     if found and expected and sorted(found) != sorted(expected):
-        raise delivery.fault(str(delivered.userdata), f"names {_span(found)}, expected {_span(expected)}")
+        raise delivery.fault(
+            str(delivered.userdata),
+            f"names {_span(found)}, expected {_span(expected)}{_differing(found, expected, 'not expected')}"
+            f"{_differing(expected, found, 'missing')}",
+        )
     if not found:
         return Dates(tuple(sorted(expected)))
     order = sorted(range(len(found)), key=found.__getitem__)
@@ -224,7 +229,11 @@ def _userdata_dates(delivery: Delivery, path: str) -> list[datetime]:
     except json.JSONDecodeError as error:
         raise delivery.damage(path, f'has no readable list "timestamps" of ISO dates ({error!r})') from error
     except (ValueError, KeyError, TypeError) as error:
-        raise delivery.fault(path, f'has no readable list "timestamps" of ISO dates ({error!r})') from error
+        raise delivery.fault(
+            path,
+            f'has no readable list "timestamps" of ISO dates ({error!r}); let the script\'s updateOutputMetadata '
+            "return it, or map all outputs to timeless features",
+        ) from error
 
 
 def read_samples(delivery: Delivery, mapping: FeatureMapping) -> int | None:
@@ -248,6 +257,13 @@ def read_samples(delivery: Delivery, mapping: FeatureMapping) -> int | None:
 def _naive_utc(date: datetime) -> datetime:
     """As eo-learn keeps timestamps."""
     return date if date.tzinfo is None else date.astimezone(UTC).replace(tzinfo=None)
+
+
+def _differing(dates: Iterable[datetime], others: Iterable[datetime], what: str) -> str:
+    """Name the first dates that others do not have as often; empty when there are none."""
+    found = sorted((Counter(dates) - Counter(others)).elements())
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return f"; {what}: {', '.join(date.isoformat() for date in found[:3])}{more}" if found else ""
 
 
 def _span(dates: Sequence[datetime]) -> str:

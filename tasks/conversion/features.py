@@ -108,6 +108,26 @@ def read_quality(delivery: Delivery, mapping: FeatureMapping, dates: Dates) -> P
     return delivery.planes(mapping.quality_output, _rooms(delivery, mapping, 1), len(dates.order))
 
 
+def check_nothing_seen(delivery: Delivery, mapping: FeatureMapping) -> None:
+    """Check that files without dates are those of a script that saw no scene: no quality, the same for all pixels.
+
+    Raises:
+        TileError: there is data, and its dates are not known.
+    """
+    outputs = {output for rule in mapping.features if rule.temporal for output in rule.outputs}
+    for output in sorted(outputs) if mapping.quality_output is None else [mapping.quality_output]:
+        numbers = delivery.planes(output, _rooms(delivery, mapping, 1)).numbers
+        if mapping.quality_output is None:
+            first = numbers[:, :1, :1]
+            numbers = (numbers != first) & ~(np.isnan(numbers) & np.isnan(first))
+        if numbers.any():
+            raise delivery.fault(
+                delivery.delivered.outputs[output],
+                f"has data in its {len(numbers)} bands, but {delivery.delivered.userdata} names no dates; let the "
+                "script's updateOutputMetadata return them as timestamps",
+            )
+
+
 def _rooms(delivery: Delivery, mapping: FeatureMapping, files: int) -> Rooms:
     return Rooms(delivery.pool, delivery.scratch, files, max(len(rule.outputs) for rule in mapping.features))
 
@@ -129,10 +149,10 @@ def features(
 
 
 def empty_features(tile: Tile, mapping: FeatureMapping, dates: Dates) -> Generator[Feature, None, None]:
-    """Give every feature of a tile without data: zeros; a timeless feature gets one band per output."""
+    """Give every feature of a tile without data: zeros, as many bands as the rule knows."""
     shape = (len(dates.timestamps), tile.height, tile.width)
     for rule in mapping.features:
-        rule_shape = (*shape[0 if rule.temporal else 1 :], len(rule.outputs) * rule.bands_per_date)
+        rule_shape = (*shape[0 if rule.temporal else 1 :], rule.depth)
         yield Feature(rule.feature_type, rule.name, _zeros(rule_shape, np.dtype(rule.dtype), temporal=rule.temporal))
     if mapping.quality_output is not None:
         for name in ("IS_DATA", "IS_VALID"):

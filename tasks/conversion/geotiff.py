@@ -9,6 +9,7 @@ What has another compression than DEFLATE, or another byte order or sample width
 Source of the rules: TIFF 6.0, sections 14 (predictor 2) and 15 (tiles), and Adobe's Technical Note 3 (predictor 3).
 """
 
+import struct
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -108,28 +109,39 @@ def read_layout(file: BinaryIO | str, fill: float) -> Layout | None:
         fill: number in blocks that a sparse file leaves out.
 
     Raises:
-        tifffile.TiffFileError: the tags are damaged.
+        DamagedBlock: tags contradict each other.
+        tifffile.TiffFileError: tags cannot be read.
     """
-    with tifffile.TiffFile(file) as tiff:
-        page = tiff.pages.first
-        assert isinstance(page, tifffile.TiffPage)  # noqa: S101 - only later pages may be reduced to frames
-        dtype = page.dtype
-        native = tiff.byteorder == {"little": "<", "big": ">"}[sys.byteorder]
-        if page.compression not in DEFLATE or page.fillorder != 1 or not native:
-            return None
-        if dtype is None or page.bitspersample != 8 * dtype.itemsize or page.predictor > FLOATING_POINT:
-            return None
-        height = page.tilelength if page.is_tiled else min(page.rowsperstrip, page.imagelength)
-        return Layout(
-            shape=(page.samplesperpixel, page.imagelength, page.imagewidth),
-            dtype=dtype,
-            block=(height, page.tilewidth if page.is_tiled else page.imagewidth),
-            pixel_interleaved=page.planarconfig == tifffile.PLANARCONFIG.CONTIG,
-            padded=page.is_tiled,
-            predictor=int(page.predictor),
-            fill=fill,
-            places=tuple(zip(page.dataoffsets, page.databytecounts, strict=True)),
-        )
+    try:
+        with tifffile.TiffFile(file) as tiff:
+            layout = _layout(tiff, fill)
+    except (ValueError, TypeError, LookupError, ArithmeticError, struct.error) as error:
+        raise DamagedBlock(f"tags: {error!r}") from error
+    if layout is not None and len(layout.places) != sum(len(job.blocks) for job in layout.jobs()):
+        raise DamagedBlock(f"tags tell {len(layout.places)} blocks, too many or too few for {layout.shape}")
+    return layout
+
+
+def _layout(tiff: tifffile.TiffFile, fill: float) -> Layout | None:
+    page = tiff.pages.first
+    assert isinstance(page, tifffile.TiffPage)  # noqa: S101 - only later pages may be reduced to frames
+    dtype = page.dtype
+    native = tiff.byteorder == {"little": "<", "big": ">"}[sys.byteorder]
+    if page.compression not in DEFLATE or page.fillorder != 1 or not native:
+        return None
+    if dtype is None or page.bitspersample != 8 * dtype.itemsize or page.predictor > FLOATING_POINT:
+        return None
+    height = page.tilelength if page.is_tiled else min(page.rowsperstrip, page.imagelength)
+    return Layout(
+        shape=(page.samplesperpixel, page.imagelength, page.imagewidth),
+        dtype=dtype,
+        block=(height, page.tilewidth if page.is_tiled else page.imagewidth),
+        pixel_interleaved=page.planarconfig == tifffile.PLANARCONFIG.CONTIG,
+        padded=page.is_tiled,
+        predictor=int(page.predictor),
+        fill=fill,
+        places=tuple(zip(page.dataoffsets, page.databytecounts, strict=True)),
+    )
 
 
 def decode_job(content: Content, layout: Layout, job: Job, numbers: NDArray[Any]) -> None:

@@ -1,18 +1,25 @@
 """Which features an EOPatch gets: a declarative mapping from an evalscript's outputs, and two builders of it."""
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from tasks.arrayfiles import BLOSC_HEADER, FileFormat
 from tasks.errors import InvalidInput
 from tasks.evalscript import Output, SampleType
+from tasks.grid import Tile
 
 REFLECTANCE_SCALE = 1e-4
 """Reflectance per unit of a UINT16 band."""
 INDEX_SCALE, INDEX_OFFSET, INDEX_NO_DATA = 1e-4, -1.0, 65535
 """Indices travel as UINT16 ``round(10000 * (index + 1))``, 65535 being no data."""
+
+LARGEST_CHUNK = 2**31 - 1 - BLOSC_HEADER
+"""Bytes of what is compressed by Blosc in one piece."""
 
 StoredType = Literal["uint8", "int8", "uint16", "int16", "int64", "float32"]
 """NumPy types of stored features."""
@@ -54,6 +61,14 @@ class FeatureRule(BaseModel):
         description="Where there are several bands per date. by date: all bands of the first date, then those of the "
         "second. by band: the first band of all dates, then the second of all dates.",
         examples=["by date"],
+    )
+    bands: int | None = Field(
+        default=None,
+        title="Bands",
+        description="How many bands the files of a timeless feature have together, which an empty tile's gets as well. "
+        "Empty: what the evalscript's setup says, or one for each output.",
+        examples=[3],
+        ge=1,
     )
     scale: float = Field(
         default=1.0,
@@ -108,6 +123,11 @@ class FeatureRule(BaseModel):
     def temporal(self) -> bool:
         """Whether the feature has a time axis."""
         return not self.feature_type.endswith("_timeless")
+
+    @property
+    def depth(self) -> int:
+        """Length of the band axis, as far as it is known beforehand."""
+        return (None if self.temporal else self.bands) or len(self.outputs) * self.bands_per_date
 
     @property
     def keeps_numbers(self) -> bool:
@@ -176,11 +196,10 @@ class FeatureMapping(BaseModel):
 
     @property
     def sha256(self) -> str:
-        """Hash that changes with any rule; what earlier versions did not have counts only where it says something."""
+        """Hash that changes with what a tile becomes; what earlier versions did not have counts only if it is used."""
         new = {
-            place: {"bands_per_date", "band_order"}
+            place: {"bands"} if rule.bands_per_date > 1 else {"bands", "bands_per_date", "band_order"}
             for place, rule in enumerate(self.features)
-            if rule.bands_per_date == 1
         }
         return hashlib.sha256(self.model_dump_json(exclude={"features": new}).encode()).hexdigest()
 
@@ -233,7 +252,8 @@ def default_mapping(
         bands_per_scene: of the outputs that grow with the number of scenes, see `tasks.evalscript.Script`.
 
     Raises:
-        InvalidInput: an output has several bands per scene, and their order is not known.
+        InvalidInput: an output has several bands per scene, and their order is not known, or no feature can have the
+            name and type of an output.
     """
     growing = bands_per_scene or {}
     unordered = [f"{output} ({bands})" for output, bands in growing.items() if temporal and bands > 1]
@@ -243,18 +263,61 @@ def default_mapping(
             "brackets; give a feature mapping that says their bands_per_date and band_order."
         )
     several = bool(growing) or max((bands for _, bands, _ in outputs), default=1) > 1
-    rules = tuple(
-        FeatureRule(
-            feature_type=_default_type(output, temporal=temporal and (output in growing or bands > 1 or not several)),
-            name=output,
-            outputs=(output,),
-            dtype=stored_type(sample_type),
-            sample_type=sample_type,
+    try:
+        rules = tuple(
+            FeatureRule(
+                feature_type=_default_type(
+                    output, temporal=temporal and (output in growing or bands > 1 or not several)
+                ),
+                name=output,
+                outputs=(output,),
+                dtype=stored_type(sample_type),
+                sample_type=sample_type,
+            )
+            for output, bands, sample_type in outputs
         )
-        for output, bands, sample_type in outputs
-    )
-    has_quality = any(rule.name == "QUALITY" and rule.feature_type == "mask" for rule in rules)
-    return FeatureMapping(features=rules, quality_output="QUALITY" if has_quality else None)
+        has_quality = any(rule.name == "QUALITY" and rule.feature_type == "mask" for rule in rules)
+        return FeatureMapping(features=rules, quality_output="QUALITY" if has_quality else None)
+    except ValidationError as error:
+        reasons = "; ".join(str(one["msg"]).removeprefix("Value error, ") for one in error.errors())
+        raise InvalidInput(
+            f"The evalscript's outputs {', '.join(output for output, _, _ in outputs)} cannot become features of the "
+            f"same names and types: {reasons}. Give a feature mapping."
+        ) from error
+
+
+def with_bands(mapping: FeatureMapping, outputs: Iterable[Output]) -> FeatureMapping:
+    """Put into the rules of timeless features how many bands their files have, as far as ``setup`` tells.
+
+    Args:
+        mapping: of these outputs.
+        outputs: as ``setup`` declares them.
+    """
+    bands = {output: count for output, count, _ in outputs}
+
+    def completed(rule: FeatureRule) -> FeatureRule:
+        counts = [bands.get(output, 0) for output in rule.outputs]
+        return rule if rule.temporal or not all(counts) else rule.model_copy(update={"bands": sum(counts)})
+
+    return mapping.model_copy(update={"features": tuple(map(completed, mapping.features))})
+
+
+def check_frames(mapping: FeatureMapping, tiles: Iterable[Tile], file_format: FileFormat) -> None:
+    """Check that a date of each feature, or all of a timeless one, fits into a chunk of zarr.
+
+    Source of the limit: ``BLOSC_MAX_BUFFERSIZE`` of c-blosc 1.21.
+
+    Raises:
+        InvalidInput: it does not.
+    """
+    width, height = max(((tile.width, tile.height) for tile in tiles), key=math.prod, default=(0, 0))
+    for rule in mapping.features:
+        size = width * height * rule.depth * np.dtype(rule.dtype).itemsize
+        if file_format == "zarr" and size > LARGEST_CHUNK:
+            raise InvalidInput(
+                f"A chunk of zarr is a date and has at most 2 GB, but {rule.name} has {size / 1e9:.1f} GB: "
+                f"{width} x {height} pixels, {rule.depth} bands {rule.dtype}. Choose npy.gz or a coarser resolution."
+            )
 
 
 def check_mapping(mapping: FeatureMapping, outputs: Iterable[str]) -> None:

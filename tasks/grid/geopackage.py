@@ -183,6 +183,13 @@ def _where(table: _Table, row: _Row) -> str:
 def _id(table: _Table, row: _Row) -> int:
     if not isinstance(row.identifier, str) or not row.identifier:
         raise ValueError(f"identifier must be a text that is not empty; {_where(table, row)} has {row.identifier!r}.")
+    if bad := sorted(
+        {character for character in row.identifier if character in "*?[]/\\" or not character.isprintable()}
+    ):
+        raise ValueError(
+            f"identifier becomes the name of a folder, which must not hold {' '.join(map(repr, bad))}; "
+            f"{_where(table, row)} does."
+        )
     if type(row.id) is not int:
         raise ValueError(f"id must be an integer; {_where(table, row)} has {row.id!r}.")
     return row.id

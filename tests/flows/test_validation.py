@@ -11,6 +11,7 @@ import shapely
 
 from flows.order import prepare
 from flows.parameters import LandCover
+from tasks.conversion import FeatureMapping
 from tasks.errors import InvalidInput
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -58,6 +59,22 @@ def test_every_problem_is_told_at_once_with_its_parameter(
     assert found.keys() == said.keys()
     assert all(part in found[name] for name, part in said.items())
     assert "hush-hush" not in str(found)
+
+
+def test_features_that_labels_would_replace_and_dates_that_zarr_cannot_hold_are_told(
+    parameters: LandCover, tmp_path: Path
+) -> None:
+    side = 3500  # the most that there are
+    tiles = gpd.read_file(str(parameters.tiling.geopackage)).drop(columns="resolution")
+    tiles.assign(width=side, height=side).to_file(tmp_path / "tiles.gpkg", engine="pyogrio")
+    rules = [
+        {"feature_type": "mask_timeless", "name": "lulc", "outputs": ["VALID_COUNT"] * 22, "dtype": "int64"},
+        {"feature_type": "data", "name": "REST", "outputs": [*parameters.imagery.bands, *parameters.imagery.indices]},
+    ]
+    mapped = parameters.model_copy(update={"features": FeatureMapping.model_validate({"features": rules})})
+    found = problems(mapped, tiling={"geopackage": str(tmp_path / "tiles.gpkg")}, patches={"file_format": "zarr"})
+    assert "makes mask_timeless/lulc, which the labels of the reference polygons would replace" in found["features"]
+    assert "lulc has 2.2 GB: 3500 x 3500 pixels, 22 bands int64" in found["patches.file_format"]
 
 
 def test_blocks_that_do_not_exist_are_named_once(parameters: LandCover) -> None:

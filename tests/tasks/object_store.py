@@ -23,11 +23,12 @@ class ObjectStore(LoopbackServer):
     Attributes:
         down: it answers 503 to everything.
         lose_answer: the next PUT is done, but the connection is dropped, or an error of the store is answered.
+        hides: who may not list is told 403, not 404, of what is not there, as S3 does.
     """
 
     def __init__(self, conditions: Conditions = "honoured") -> None:
         self.conditions = conditions
-        self.down = False
+        self.down = self.hides = False
         self.lose_answer: Literal["", "dropped", "error"] = ""
         self.objects: dict[str, tuple[bytes, float]] = {}
         self.lock = threading.Lock()
@@ -56,10 +57,12 @@ class _Handler(BaseHTTPRequestHandler):
         if self.store.down:
             self._refuse(503, "ServiceUnavailable")
         elif self.path not in self.store.objects:
-            self._refuse(404, "NoSuchKey")
+            self._refuse(*((403, "AccessDenied") if self.store.hides else (404, "NoSuchKey")))
         else:
             content, written = self.store.objects[self.path]
             self._answer(200, content, {"ETag": etag(content), "Last-Modified": formatdate(written, usegmt=True)})
+
+    do_HEAD = do_GET  # noqa: N815 - the base class's name
 
     def do_PUT(self) -> None:
         content = self.rfile.read(int(self.headers["Content-Length"]))
@@ -98,7 +101,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write(content)
+        if self.command != "HEAD":
+            self.wfile.write(content)
 
     def log_message(self, *_: object) -> None:
         """Stay silent."""

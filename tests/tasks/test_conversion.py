@@ -28,6 +28,7 @@ from tasks.conversion import (
     PatchOptions,
     TileFiles,
     check_bands,
+    check_frames,
     check_mapping,
     convert,
     convert_tile,
@@ -36,8 +37,10 @@ from tasks.conversion import (
     is_converted,
     land_cover_mapping,
     planes,
+    with_bands,
 )
 from tasks.errors import DeliveryError, InvalidInput, TileError
+from tasks.evalscript import Output
 from tasks.storage import Storage
 from tests.tasks.delivery_files import (
     BANDS,
@@ -400,6 +403,43 @@ def test_userdata_that_gives_no_dates_fails_the_tile(delivered: TileFiles, folde
         run(delivered, folder)
 
 
+@pytest.mark.parametrize("quality", [True, False])
+def test_data_whose_dates_the_script_does_not_tell_are_not_taken_for_no_data(
+    tmp_path: Path, outputs: dict[str, np.ndarray], folder: str, quality: bool
+) -> None:
+    rule = FeatureRule(feature_type="data", name="B02", outputs=("B02",), dtype="uint16")
+    mapping = FeatureMapping(features=(rule,), quality_output="QUALITY" if quality else None)
+    delivered = deliver(tmp_path / "tile", outputs, TILE, [])
+
+    name = "QUALITY" if quality else "B02"
+    with pytest.raises(
+        TileError, match=rf"{name}\.tif has data in its 4 bands, but .*userdata\.json names no dates; let"
+    ):
+        run(delivered, folder, mapping)
+
+
+@pytest.mark.parametrize("number", [0, -9999, np.nan])
+def test_a_script_that_saw_no_scene_gives_no_dates_and_each_pixel_the_same(
+    tmp_path: Path, folder: str, number: float
+) -> None:
+    files = {"X": np.full((2, TILE.height, TILE.width), number, np.float32)}
+    rule = FeatureRule(feature_type="data", name="X", outputs=("X",))
+    delivered = deliver(tmp_path / "tile", files, TILE, [], predictor=1)
+
+    assert run(delivered, folder, FeatureMapping(features=(rule,), quality_output=None)).outcome == "no data"
+
+
+def test_dates_that_differ_are_named(delivered: TileFiles, folder: str) -> None:
+    others = [*dates(COUNT)[:-1], *(date.replace(month=3) for date in dates(1) * 2)]
+
+    with pytest.raises(
+        TileError,
+        match=r"names 4 dates from .*, expected 5 dates from .*; not expected: 2019-02-15T00:00:00; "
+        r"missing: 2019-03-01T00:00:00, 2019-03-01T00:00:00",
+    ):
+        run(dataclasses.replace(delivered, dates=tuple(others)), folder)
+
+
 def test_dates_other_than_the_other_tiles_fail_the_tile(delivered: TileFiles, folder: str) -> None:
     expected = dataclasses.replace(delivered, dates=tuple(dates(COUNT + 1)))
 
@@ -707,6 +747,47 @@ def test_an_empty_patch_has_as_many_bands_as_those_with_data(folder: str) -> Non
     run(nothing, folder, FeatureMapping(features=(rule,)), PatchOptions(keep_empty=True))
 
     assert EOPatch.load(folder).data["X"].shape == (COUNT, TILE.height, TILE.width, 6)
+
+
+def test_an_empty_patch_has_as_many_timeless_bands_as_the_setup_says(tmp_path: Path, folder: str) -> None:
+    declared: list[Output] = [("RGB", 3, "UINT16"), ("DEM", 1, "INT16")]
+    mapping = with_bands(default_mapping(declared, temporal=False), declared)
+    assert mapping.sha256 == default_mapping(declared, temporal=False).sha256
+    files = {
+        "RGB": np.ones((3, TILE.height, TILE.width), np.uint16),
+        "DEM": np.ones((1, TILE.height, TILE.width), "i2"),
+    }
+    run(deliver(tmp_path / "tile", files, TILE, []), folder, mapping)
+    shapes = {name: EOPatch.load(folder).data_timeless[name].shape for name in files}
+
+    run(TileFiles({}, None), folder, mapping, PatchOptions(keep_empty=True))
+
+    assert {name: EOPatch.load(folder).data_timeless[name].shape for name in files} == shapes
+    assert not any(EOPatch.load(folder).data_timeless[name].any() for name in files)
+
+
+@pytest.mark.parametrize(
+    ("declared", "reason"),
+    [
+        ([("QUALITY", 2, "FLOAT32")], "mask, which holds integers"),
+        ([("b04", 2, "UINT16"), ("B04", 2, "UINT16")], "differ by more than upper and lower case"),
+        ([("B0.4", 1, "UINT16")], "should match pattern"),
+    ],
+)
+def test_outputs_that_cannot_be_features_of_their_own_name_need_a_mapping(declared: list[Output], reason: str) -> None:
+    with pytest.raises(InvalidInput, match=rf"outputs .*{declared[0][0]}.* cannot become features .*{reason}.* Give a"):
+        default_mapping(declared)
+
+
+def test_a_date_that_is_too_large_for_a_chunk_of_zarr_is_told() -> None:
+    tile = dataclasses.replace(TILE, width=10_000, height=10_000)
+    with pytest.raises(
+        InvalidInput, match=r"BANDS has 2\.4 GB: 10000 x 10000 pixels, 6 bands float32\. Choose npy\.gz"
+    ):
+        check_frames(MAPPING, [TILE, tile], "zarr")
+    check_frames(MAPPING, [TILE, tile], "npy.gz")
+    check_frames(land_cover_mapping(BANDS, INDICES, "uint16"), [TILE, tile], "zarr")
+    check_frames(MAPPING, [], "zarr")
 
 
 def test_a_file_without_all_bands_of_each_date_is_named(delivered: TileFiles, folder: str) -> None:

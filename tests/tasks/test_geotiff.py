@@ -13,7 +13,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from tasks.conversion import TileFiles, content, geotiff, planes
 from tasks.conversion.delivery import Delivery
 from tasks.conversion.geotiff import read_layout
-from tasks.errors import DeliveryError
+from tasks.errors import DeliveryError, TileError
 from tasks.grid import Tile
 from tests.tasks.delivery_files import write_raster
 
@@ -114,6 +114,26 @@ def test_each_block_with_a_flipped_bit_is_an_error(tmp_path: Path) -> None:
             path.write_bytes(spoiled)
             with pytest.raises(DeliveryError, match=r"x\.tif is not a readable GeoTIFF"):
                 read(path, LocalFileSystem(), tmp_path)
+
+
+def test_bits_that_flip_in_the_tags_are_never_another_error_than_the_tiles(tmp_path: Path) -> None:
+    path, random = tmp_path / "x.tif", np.random.default_rng(5)
+    write_raster(path, some_numbers("uint16"), TILE, **TILED)
+    good, layout = path.read_bytes(), read_layout(str(path), 0)
+    assert layout is not None
+    tags = [place for place in range(len(good)) if not any(start <= place < start + n for start, n in layout.places)]
+    damaged = 0
+    for place, bit in zip(random.choice(tags, 300), random.integers(0, 8, 300), strict=True):
+        spoiled = bytearray(good)
+        spoiled[place] ^= 1 << int(bit)
+        path.write_bytes(spoiled)
+        try:
+            numbers = read(path, LocalFileSystem(), tmp_path)
+        except TileError:
+            damaged += 1
+        else:  # tags have no checksum
+            assert numbers.shape == (BANDS, HEIGHT, WIDTH)
+    assert damaged > 50
 
 
 def test_files_and_numbers_that_are_too_large_for_memory_go_to_scratch_and_leave_nothing_there(

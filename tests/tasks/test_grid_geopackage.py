@@ -186,6 +186,12 @@ def test_an_identifier_must_be_a_text(tmp_path: Path) -> None:
     check_refused(path, "identifier must be a text .* has 1")
 
 
+@pytest.mark.parametrize("identifier", ["a*", "what?", "field [1]", "a/b", "a\\b", "a\nb"])
+def test_an_identifier_must_be_the_name_of_a_folder_and_no_pattern_of_names(tmp_path: Path, identifier: str) -> None:
+    path = written(tmp_path, frame(identifier=["field 1", identifier], resolution=[10, 10]))
+    check_refused(path, r"identifier becomes the name of a folder, which must not hold '.*'; 't' feature 2 \('")
+
+
 def test_an_identifier_must_be_unique_over_all_tables(tmp_path: Path) -> None:
     tables = [frame(crs=32633 + number, identifier=["a", f"b{number}"], resolution=[10, 10]) for number in range(2)]
     check_refused(written(tmp_path, *tables), r"identifier must be unique over all tables; 1 are .* 'a'\.")

@@ -32,6 +32,7 @@ from tasks.tiles import (
 )
 from tests.tasks.conftest import SUMMER
 from tests.tasks.faulty_server import Fault, FaultyServer
+from tests.tasks.object_store import ObjectStore
 
 ROWS = [
     ("a", "DONE", None, 1),
@@ -120,6 +121,17 @@ def test_a_database_without_its_table_or_of_garbage_tells_nothing(
     for content in ((tmp_path / "other.sqlite").read_bytes(), b"x" * 10_000):
         s3_files.pipe_file(places(storage, "execution-1.sqlite")[0], content)
         assert read_statuses(storage, "1") == {}
+
+
+def test_the_manifest_is_found_where_s3_hides_what_is_not_there(tmp_path: Path, storage: Storage) -> None:
+    with ObjectStore() as store:
+        store.hides = True
+        hidden = storage.model_copy(update={"tiles_url": "s3://bucket/tiles", "endpoint_url": store.base_url})
+        with pytest.raises(PermissionError):
+            read_manifest(hidden, "1")
+        last = list(service_files(hidden.tiles_url, "1", "featureManifest-1.gpkg"))[-1]
+        store.objects[f"/{last}"] = manifest(tmp_path), time.time()
+        assert {tile.name for tile in read_manifest(hidden, "1").tiles} == {tile.name for tile in TILES}
 
 
 def test_of_several_copies_the_newest_that_can_be_believed_counts_and_no_tile_goes_back(
