@@ -376,10 +376,10 @@ def _reference(
     try:
         source = check_reference(reference, storage)
     except (OSError, BotoCoreError) as error:
-        files = ", ".join(one.file for one in reference.inputs)
+        files = ", ".join(one.title for one in reference.inputs)
         where = f" at {storage.endpoint_url or 'AWS'}" if "s3://" in files else ""
         raise InvalidInput(
-            f"Reference file {files}{where} cannot be reached: {error}. Check that the server runs, the path, and the "
+            f"{files}{where} cannot be reached: {error}. Check that the server runs, the path, and the "
             "rights; without labels, leave reference empty."
         ) from error
     check_units(reference, {tile.epsg for tile in tiles()})

@@ -11,16 +11,12 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from tasks.classes import LandCoverClass, known_class
 from tasks.form import FormModel
+from tasks.reference.address import check_address, is_database, shown
 from tasks.reference.classification import as_text
-from tasks.reference.postgis import has_password, is_database
 
 
-def _without_password(file: str) -> str:
-    if is_database(file) and has_password(file):
-        raise ValueError(
-            "the database's URL has a password; leave it out, and give it by credentials_block or by PGPASSWORD in the "
-            "environment"
-        )
+def _without_secret(file: str) -> str:
+    check_address(file)
     return file
 
 
@@ -78,7 +74,7 @@ class ReferenceFile(FormModel):
     layer: str | None = Field(
         default=None, title="Layer", description="Needed where the file has several.", examples=["rivers"]
     )
-    _no_secret = field_validator("file")(_without_password)
+    _no_secret = field_validator("file")(_without_secret)
 
     class_column: str | None = Field(
         default=None, title="Class column", description="Empty: as in the first file.", examples=["CODE"]
@@ -169,7 +165,7 @@ class Reference(FormModel):
         examples=["land-reader"],
     )
 
-    _no_secret = field_validator("file")(_without_password)
+    _no_secret = field_validator("file")(_without_secret)
 
     @field_validator("class_table", mode="before")
     @classmethod
@@ -253,7 +249,7 @@ class Input:
     @property
     def title(self) -> str:
         """How messages call it."""
-        return f"Reference {'database' if is_database(self.file) else 'file'} {self.file}"
+        return f"Reference database {shown(self.file)}" if is_database(self.file) else f"Reference file {self.file}"
 
 
 def codes_of(one: ReferenceClass) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
-from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import psycopg
@@ -14,11 +13,10 @@ from pydantic import Field, SecretStr
 from pyproj import CRS
 
 from tasks.errors import InvalidInput
+from tasks.reference.address import host_and_database
 from tasks.reference.sources import BATCH_ROWS, Bounds, Rows, check_types, known_crs
 
-SCHEMES = ("postgresql", "postgres")
 CONNECT_SECONDS = 10
-_SECRETS = {"password", "sslpassword", "passfile"}
 
 
 class PostgisCredentials(Block):
@@ -29,17 +27,6 @@ class PostgisCredentials(Block):
 
     user: str = Field(title="User")
     password: SecretStr = Field(title="Password")
-
-
-def is_database(file: str) -> bool:
-    """Whether a reference's file is the URL of a database."""
-    return urlsplit(file).scheme in SCHEMES
-
-
-def has_password(url: str) -> bool:
-    """Whether a database's URL contains a secret."""
-    parts = urlsplit(url)
-    return parts.password is not None or bool(_SECRETS & parse_qs(parts.query, keep_blank_values=True).keys())
 
 
 class PostgisSource:
@@ -79,9 +66,8 @@ class PostgisSource:
 
     @property
     def place(self) -> str:
-        """Database and table, without user and host's secrets."""
-        parts = urlsplit(self._url)
-        return f"{parts.hostname or ''}{parts.path}/{self._schema}.{self._table}"
+        """Host, database and table."""
+        return f"{host_and_database(self._url)}/{self._schema}.{self._table}"
 
     def version(self, class_column: str, name_column: str | None) -> tuple[int, str]:
         """Number of rows, and a checksum over classes, names and geometries that does not depend on their order."""

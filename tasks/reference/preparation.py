@@ -20,10 +20,11 @@ from tasks.eopatches import file_identity
 from tasks.errors import InvalidInput
 from tasks.grid import Tile
 from tasks.grid.coordinates import crs_of
+from tasks.reference.address import is_database
 from tasks.reference.classification import NULL, UNMAPPED, Classifier, as_text
 from tasks.reference.parameters import Input, Reference, codes_of
 from tasks.reference.polygons import Surroundings, around, polygonal, zones_of
-from tasks.reference.postgis import PostgisSource, is_database
+from tasks.reference.postgis import PostgisSource
 from tasks.reference.shapes import Geometries, Shapes, geometries_of, single_rings
 from tasks.reference.sources import Rows, Source, open_source
 from tasks.storage import Storage, open_filesystem

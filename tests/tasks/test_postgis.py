@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 import shapely
-from pydantic import SecretStr, ValidationError
+from pydantic import SecretStr
 
 from tasks.errors import InvalidInput
 from tasks.reference import Reference, burn, check_reference, prepare_reference, reference_source
@@ -136,21 +136,6 @@ def test_a_block_has_user_and_password(url: str, monkeypatch: pytest.MonkeyPatch
 def test_a_database_that_is_not_there_is_told() -> None:
     with pytest.raises(InvalidInput, match=r"cannot be read: .*Check the URL, that the server runs"):
         check_reference(reference_in("postgresql://127.0.0.1:9/land"), STORAGE)
-
-
-@pytest.mark.parametrize(
-    "file",
-    [
-        "postgresql://me:hunter2@db.example.org/land",
-        "postgres://db.example.org/land?user=me&password=hunter2",
-        "postgresql://me:@db.example.org/land",
-    ],
-)
-def test_a_password_in_the_url_is_refused_and_not_repeated(file: str) -> None:
-    for given in ({"file": file}, {"file": "r.gpkg", "more_files": [{"file": file}]}):
-        with pytest.raises(ValidationError, match="the database's URL has a password; leave it out") as caught:
-            Reference.model_validate(given)
-        assert "hunter2" not in str(caught.value)
 
 
 def test_what_is_near_the_tiles_is_all_that_is_read(url: str, tmp_path: Path, postgis: Postgres) -> None:
