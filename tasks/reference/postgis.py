@@ -70,12 +70,13 @@ class PostgisSource:
         return f"{host_and_database(self._url)}/{self._schema}.{self._table}"
 
     def version(self, class_column: str, name_column: str | None) -> tuple[int, str]:
-        """Number of rows, and a checksum over classes, names and geometries that does not depend on their order."""
-        fields = [sql.Identifier(column) for column in filter(None, (class_column, name_column, self._geometry))]
-        texts = sql.SQL(", ").join(sql.SQL("coalesce({}::text, '')").format(field) for field in fields)
-        hashed = sql.SQL("SELECT count(*), coalesce(sum(hashtextextended(concat_ws('|', {}), 0)::numeric), 0)").format(
-            texts
-        )
+        """Number of rows, and a checksum over keys, classes, names and geometries.
+
+        It does not depend on where rows lie. Keys are in it since they say which of two polygons is the later one.
+        """
+        columns = filter(None, (*self._keys, class_column, name_column, self._geometry))
+        row = sql.SQL("ROW({})::text").format(sql.SQL(", ").join(map(sql.Identifier, columns)))
+        hashed = sql.SQL("SELECT count(*), coalesce(sum(hashtextextended({}, 0)::numeric), 0)").format(row)
         count, checksum = self._one(hashed + self._from())
         return int(count), str(checksum)
 
@@ -135,7 +136,8 @@ class PostgisSource:
             "WHERE i.indisprimary AND i.indrelid = %s::regclass ORDER BY array_position(i.indkey::int2[], a.attnum)",
             sql.Identifier(self._schema, self._table).as_string(self._connection),
         )
-        self._order = sql.SQL(", ").join(sql.Identifier(key) for (key,) in keys) if keys else sql.SQL("ctid")
+        self._keys = [key for (key,) in keys]
+        self._order = sql.SQL(", ").join(map(sql.Identifier, self._keys)) if keys else sql.SQL("ctid")
 
     def _plain(self, column: str) -> sql.Composable:
         """A column as numbers or text that Arrow knows."""

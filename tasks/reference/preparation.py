@@ -11,23 +11,22 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 import shapely
-from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 from pyproj import CRS
 
 from tasks.classes import known_class
-from tasks.eopatches import file_identity
 from tasks.errors import InvalidInput
 from tasks.grid import Tile
 from tasks.grid.coordinates import crs_of
 from tasks.reference.address import is_database
 from tasks.reference.classification import NULL, UNMAPPED, Classifier, as_text
+from tasks.reference.files import identity_of_files, is_local, local_copy
 from tasks.reference.parameters import Input, Reference, codes_of
 from tasks.reference.polygons import Surroundings, around, polygonal, zones_of
 from tasks.reference.postgis import PostgisSource
 from tasks.reference.shapes import Geometries, Shapes, geometries_of, single_rings
 from tasks.reference.sources import Rows, Source, open_source
-from tasks.storage import Storage, open_filesystem
+from tasks.storage import Storage
 
 NAME_COLUMN = "LULC_NAME"
 """Where names are looked for when no column was named."""
@@ -44,7 +43,7 @@ class SourceIdentity:
     Attributes:
         name: last part of the path; host, database and table.
         size: bytes, or rows of a table.
-        version: ETag or time of modification; of a table, a checksum of its content.
+        version: ETag or time of modification; of several files, a hash of them; of a table, a checksum of its content.
     """
 
     name: str
@@ -339,7 +338,7 @@ def _judge(classifier: Classifier, reference: Reference, one: Input) -> None:
 
 def _is_near(one: Input, storage: Storage) -> bool:
     """Whether nothing needs to be fetched to look at a column."""
-    return is_database(one.file) or isinstance(open_filesystem(one.file, storage)[0], LocalFileSystem)
+    return is_database(one.file) or is_local(one.file, storage)
 
 
 def _identity(one: Input, storage: Storage) -> SourceIdentity:
@@ -347,12 +346,10 @@ def _identity(one: Input, storage: Storage) -> SourceIdentity:
         with _opened(one, storage) as table:
             assert isinstance(table, PostgisSource)  # noqa: S101 - as the URL says
             return SourceIdentity(table.place, *table.version(one.class_column, _name_column(one, table)))
-    files, path = open_filesystem(one.file, storage)
     try:
-        found = file_identity(files, path)
+        return SourceIdentity(Path(one.file).name, *identity_of_files(one.file, storage))
     except FileNotFoundError as error:
         raise InvalidInput(f"{one.title} does not exist; correct the path.") from error
-    return SourceIdentity(Path(path).name, int(found["size"]), str(found["version"]))
 
 
 @contextmanager
@@ -364,24 +361,12 @@ def _opened(one: Input, storage: Storage) -> Iterator[Source]:
             source = stack.enter_context(PostgisSource(one.file, one.layer, one.title, one.credentials_block))
         else:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="eopatch-flow-"))
-            source = open_source(_local_copy(one.file, storage, Path(folder)), one.layer, one.title)
+            source = open_source(local_copy(one.file, storage, Path(folder)), one.layer, one.title)
         for column in filter(None, (one.class_column, one.name_column)):
             if column not in source.columns:
                 found = ", ".join(source.columns) or "none"
                 raise InvalidInput(f"{one.title} has no column {column}; its columns are {found}.")
         yield source
-
-
-def _local_copy(url: str, storage: Storage, folder: Path) -> str:
-    """Path of a file on the local disk; a remote one is copied, a Shapefile with the files that belong to it."""
-    files, path = open_filesystem(url, storage)
-    if isinstance(files, LocalFileSystem):
-        return path
-    stem, suffix = path.rsplit(".", 1)[0], Path(path).suffix.lower()
-    parts = [str(part) for part in files.glob(f"{stem}.*")] if suffix == ".shp" else [path]
-    for part in parts:
-        files.get_file(part, str(folder / Path(part).name))
-    return str(folder / Path(path).name)
 
 
 def _name_column(one: Input, source: Source) -> str | None:

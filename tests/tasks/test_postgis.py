@@ -100,13 +100,21 @@ def test_numbers_with_decimals_are_classes_when_they_are_whole(url: str) -> None
     assert check_reference(reference_in(url, class_column="area", class_table=None), STORAGE)
 
 
-def test_a_changed_row_makes_it_another_reference(url: str, postgis: Postgres) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("code = '2000' WHERE id = 10", "code = '1100' WHERE id = 10"),
+        ("code = '' WHERE id = 7", "code = NULL WHERE id = 7"),
+        ("id = 30 WHERE id = 9", "id = 9 WHERE id = 30"),  # it covers another polygon then
+    ],
+)
+def test_a_changed_row_makes_it_another_reference(url: str, postgis: Postgres, change: tuple[str, str]) -> None:
     before = reference_source(reference_in(url), STORAGE)
     assert reference_source(reference_in(url), STORAGE) == before
 
-    postgis.query("UPDATE parcels SET code = '2000' WHERE id = 10", DATABASE)
+    postgis.query(f"UPDATE parcels SET {change[0]}", DATABASE)  # noqa: S608 - our own literals
     changed = reference_source(reference_in(url), STORAGE)
-    postgis.query("UPDATE parcels SET code = '1100' WHERE id = 10", DATABASE)
+    postgis.query(f"UPDATE parcels SET {change[1]}", DATABASE)  # noqa: S608 - our own literals
 
     assert changed != before
     assert reference_source(reference_in(url), STORAGE) == before

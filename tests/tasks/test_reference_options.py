@@ -1,6 +1,9 @@
 """Options of the reference: classes, priorities, shapes of polygons, several files, several zones."""
 
 import json
+import os
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,7 @@ import geopandas as gpd
 import numpy as np
 import pyogrio
 import pytest
+import s3fs
 import shapely
 from pydantic import ValidationError
 from pyproj import Transformer
@@ -15,8 +19,9 @@ from rasterio.features import rasterize
 
 from tasks.errors import InvalidInput
 from tasks.grid import Tile
-from tasks.reference import Reference, burn, check_units, prepare_reference, reference_source
+from tasks.reference import Reference, burn, check_reference, check_units, prepare_reference, reference_source
 from tasks.reference.polygons import TilePolygons, polygons_of_tile
+from tasks.reference.preparation import SourceIdentity
 from tasks.storage import Storage
 from tests.tasks.delivery_files import TILE
 
@@ -305,3 +310,74 @@ def test_a_colour_changes_no_labels(tmp_path: Path) -> None:
     ]
 
     assert sources[0] == sources[1]
+
+
+def test_the_identity_of_one_file_is_its_size_and_time(tmp_path: Path) -> None:
+    """As it ever was: another one would have every EOPatch labelled again."""
+    for suffix in ("gpkg", "geojson", "fgb", "parquet"):
+        path = Path(write(tmp_path / f"r.{suffix}", [WEST], LULC_ID=[2]))
+
+        source = reference_source(Reference(file=str(path)), Storage()).sources[0]
+
+        assert source == SourceIdentity(path.name, path.stat().st_size, str(path.stat().st_mtime))
+
+
+@pytest.mark.parametrize("part", ["shp", "dbf", "prj", "cpg", "shx"])
+def test_a_change_to_any_part_of_a_shapefile_makes_it_another_reference(tmp_path: Path, part: str) -> None:
+    reference = Reference(file=write(tmp_path / "r.shp", [WEST], LULC_ID=[2]))
+    write(tmp_path / "r2.shp", [WEST], LULC_ID=[2])
+    before = reference_source(reference, Storage())
+
+    os.utime(tmp_path / f"r2.{part}", (1, 1))
+    assert reference_source(reference, Storage()) == before
+    os.utime(tmp_path / f"r.{part}", (1, 1))
+
+    assert reference_source(reference, Storage()) != before
+
+
+def test_what_is_written_to_a_geopackage_that_is_open_elsewhere_makes_it_another_reference(tmp_path: Path) -> None:
+    path = str(tmp_path / "r.gpkg")
+    frame = gpd.GeoDataFrame({"LULC_ID": [2]}, geometry=[WHOLE], crs=32633)
+    pyogrio.write_dataframe(frame, path, SPATIAL_INDEX="NO")  # its triggers need functions of GDAL
+    with closing(sqlite3.connect(path)) as editor:
+        editor.execute("PRAGMA journal_mode = wal")
+        before = reference_source(Reference(file=path), Storage())
+        assert before.sources[0].version == str(Path(path).stat().st_mtime)
+
+        editor.execute("UPDATE r SET LULC_ID = 5")
+        editor.commit()
+
+        assert (labels(Reference(file=path), tmp_path / "work") == 5).all()
+        assert reference_source(Reference(file=path), Storage()) != before
+
+
+def test_a_change_in_a_folder_makes_it_another_reference(tmp_path: Path) -> None:
+    (tmp_path / "maps").mkdir()
+    write(tmp_path / "maps" / "r.shp", [WHOLE], LULC_ID=[2])
+    reference = Reference(file=str(tmp_path / "maps"))
+    before = check_reference(reference, Storage())
+    assert before.sources[0].name == "maps"
+
+    times = (tmp_path / "maps").stat()
+    pyogrio.write_dataframe(gpd.GeoDataFrame({"LULC_ID": [5]}, geometry=[WHOLE], crs=32633), tmp_path / "r.shp")
+    (tmp_path / "maps" / "r.dbf").write_bytes((tmp_path / "r.dbf").read_bytes())
+    os.utime(tmp_path / "maps", (times.st_atime, times.st_mtime))
+
+    assert reference_source(reference, Storage()) != before
+    assert (labels(reference, tmp_path / "work") == 5).all()
+
+
+def test_a_folder_on_s3_is_read_as_a_whole(
+    tmp_path: Path, s3_files: s3fs.S3FileSystem, bucket: str, storage: Storage
+) -> None:
+    (tmp_path / "maps").mkdir()
+    write(tmp_path / "maps" / "r.shp", [WHOLE], LULC_ID=[2])
+    s3_files.put(str(tmp_path / "maps"), f"{bucket}/maps", recursive=True)
+    reference = Reference(file=f"s3://{bucket}/maps")
+
+    source = check_reference(reference, storage)
+    prepare_reference(reference, storage, [TILE], tmp_path / "work")
+
+    assert polygons_of_tile(tmp_path / "work", TILE).ids.tolist() == [2]
+    s3_files.pipe_file(f"{bucket}/maps/r.cpg", b"UTF-8\n")
+    assert reference_source(reference, storage) != source
