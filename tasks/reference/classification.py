@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -33,17 +34,19 @@ class Classifier:
         self._codes = codes
         prefixes = [code.removesuffix(PREFIX) for code in codes or () if code.endswith(PREFIX)]
         self._prefixes = sorted(prefixes, key=len, reverse=True)
+        self._text = False
         self.unmapped: Counter[str] = Counter()
 
     def ids(self, values: pa.Array) -> NDArray[np.int16]:
         """Class id of each value, 0 to 255, or :data:`NULL` or :data:`UNMAPPED`."""
         encoded = values.dictionary_encode()
-        distinct = encoded.dictionary.to_pylist()
+        self._text = self._text or pa.types.is_string(encoded.type.value_type)
+        distinct = encoded.dictionary.to_pylist()  # of categories also those that no row has
         ids = np.array([*(self._id(value) for value in distinct), NULL], np.int16)
         indices = encoded.indices.fill_null(len(distinct)).to_numpy(zero_copy_only=False)
         counts = np.bincount(indices, minlength=len(ids)).tolist()
         for value, number, count in zip(distinct, ids.tolist(), counts, strict=False):
-            if number == UNMAPPED:
+            if number == UNMAPPED and count:
                 self.unmapped[as_text(value)] += count
         return np.asarray(ids[indices])
 
@@ -59,8 +62,9 @@ class Classifier:
         if not self.unmapped:
             return
         shown = ", ".join(sorted(self.unmapped)[:SHOWN_VALUES]) + (", …" if len(self.unmapped) > SHOWN_VALUES else "")
+        text = "; the column is text" if self._text else ""
         problem = (
-            "no class ids, which are integers from 0 to 255; give a class_table from values to ids"
+            f"no class ids, which are integers from 0 to 255{text}; give a class_table from values to ids"
             if self._codes is None
             else f"not in the class table ({', '.join(self._codes)}); add them, or have unmapped values left out"
         )
@@ -70,7 +74,7 @@ class Classifier:
         if value is None or (isinstance(value, float) and np.isnan(value)):
             return NULL
         if self._codes is None:
-            is_id = isinstance(value, (int, float)) and not isinstance(value, bool) and value in range(256)
+            is_id = isinstance(value, (int, float, Decimal)) and not isinstance(value, bool) and value in range(256)
             return int(value) if is_id else UNMAPPED
         text = as_text(value)
         if text in self._codes:
@@ -80,5 +84,7 @@ class Classifier:
 
 
 def as_text(value: object) -> str:
-    """A value as codes are written: 1300, 1300.0 and "1300" are the same."""
+    """A value as codes are written: 1300, 1300.0 and "1300" are the same, and 2.50 as a decimal is 2.5."""
+    if isinstance(value, Decimal):
+        return f"{value.normalize():f}"
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

@@ -25,15 +25,13 @@ from tasks.reference.parameters import Input, Reference, codes_of
 from tasks.reference.polygons import Surroundings, around, polygonal, zones_of
 from tasks.reference.postgis import PostgisSource
 from tasks.reference.shapes import Geometries, Shapes, geometries_of, single_rings
-from tasks.reference.sources import Rows, Source, open_source
+from tasks.reference.sources import PLACES, Rows, Source, open_source
 from tasks.storage import Storage
 
 NAME_COLUMN = "LULC_NAME"
 """Where names are looked for when no column was named."""
 FETCHED_TO_CHECK_BYTES = 50_000_000
 """A file on a server is fetched only to be checked up to this size: within seconds."""
-_PLACES = 2**40
-"""More than the rows of a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +129,10 @@ def check_reference(reference: Reference, storage: Storage) -> ReferenceSource:
             with _opened(one, storage) as table:
                 classifier = _classifier(reference)
                 for values in table.values(one.class_column):
+                    _check_kind(values, one, one.class_column)
                     classifier.ids(values)
+                if name_column := _name_column(one, table):
+                    _check_kind(next(table.values(name_column), None), one, name_column)
             _judge(classifier, reference, one)
     return source
 
@@ -183,7 +184,7 @@ class _Part:
         shapes: their polygons, valid.
         near: (zone, row), whether a polygon is near a tile of the zone.
         repaired: whether a polygon was invalid.
-        unusable: rows among them without an area, which have no polygon.
+        unusable: rows without an area among them, and besides them rows that cannot be read.
         nowhere: rows besides them that have no geometry.
     """
 
@@ -225,10 +226,13 @@ class _Preparation:
         bounds = around(boxes)
         classifier = _classifier(self._reference)
         nowhere = 0
-        for rows in source.rows(one.class_column, _name_column(one, source), bounds):
-            for part in _parts(rows, near):
+        name_column = _name_column(one, source)
+        for rows in source.rows(one.class_column, name_column, bounds):
+            _check_kind(rows.values, one, one.class_column)
+            _check_kind(rows.names, one, name_column)
+            for part in _told_parts(rows, near, one):
                 nowhere += part.nowhere
-                self._add_part(rows, part, number * _PLACES, source.crs, near, classifier)
+                self._add_part(rows, part, number * PLACES, source.crs, near, classifier)
         counted = source.without_geometry()
         self._counts["without_polygon"] += nowhere if counted is None else counted
         _judge(classifier, self._reference, one)
@@ -284,7 +288,7 @@ class _Preparation:
         """Higher priority comes later, then the later file, then the later row."""
         ranks = {priority: rank for rank, priority in enumerate(sorted({0, *self._priorities.values()}))}
         rank_of_id = np.array([ranks[self._priorities.get(number, 0)] for number in range(256)], np.int64)
-        return rank_of_id[np.maximum(ids, 0)] * (_PLACES * 256) + places
+        return rank_of_id[np.maximum(ids, 0)] * (PLACES * 256) + places
 
     def _names_of(self, ids: NDArray[np.int16], values: pa.Array, names: pa.Array | None) -> NDArray[np.object_]:
         """Name of each row's class; of a row whose value is in no class, that value."""
@@ -296,6 +300,16 @@ class _Preparation:
         unmapped = np.flatnonzero(ids == UNMAPPED)
         found[unmapped] = [as_text(value) for value in values.take(pa.array(unmapped)).to_pylist()]
         return found
+
+
+def _told_parts(rows: Rows, zones: Sequence[Surroundings], one: Input) -> Iterator[_Part]:
+    try:
+        yield from _parts(rows, zones)
+    except (NotImplementedError, shapely.errors.GEOSException) as error:  # such as a collection of arcs
+        raise InvalidInput(
+            f"{one.title} has geometries that cannot be used: {error}. Make them polygons, for example with: "
+            "ogr2ogr -nlt CONVERT_TO_LINEAR polygons.gpkg FILE"
+        ) from error
 
 
 def _parts(rows: Rows, zones: Sequence[Surroundings]) -> Iterator[_Part]:
@@ -312,18 +326,40 @@ def _parts(rows: Rows, zones: Sequence[Surroundings]) -> Iterator[_Part]:
 
 
 def _others(rows: Rows, numbers: NDArray[np.int64], zones: Sequence[Surroundings]) -> _Part:
-    geometries = geometries_of(rows.polygons.take(pa.array(numbers)), on_invalid="ignore")
+    wkb = rows.polygons.take(pa.array(numbers))
+    geometries, closed = _read(wkb)
     near = _near(shapely.bounds(geometries), zones)
     some = np.flatnonzero(near.any(axis=0))
     polygons, repaired = polygonal(geometries[some])
-    nowhere = shapely.is_missing(geometries) | shapely.is_empty(geometries)
-    unusable = int(shapely.is_missing(polygons).sum())
-    return _Part(numbers[some], Geometries(polygons), near[:, some], repaired, unusable, int(nowhere.sum()))
+    unreadable = shapely.is_missing(geometries) & wkb.is_valid().to_numpy(zero_copy_only=False)
+    unusable = int(shapely.is_missing(polygons).sum() + unreadable.sum())
+    nowhere = int(shapely.is_empty(geometries).sum()) + wkb.null_count
+    repaired |= closed[some] & ~shapely.is_missing(polygons)
+    return _Part(numbers[some], Geometries(polygons), near[:, some], repaired, unusable, nowhere)
+
+
+def _read(wkb: pa.Array) -> tuple[NDArray[np.object_], NDArray[np.bool_]]:
+    """Geometries, None where there is none or GEOS cannot read it; and of which a ring was closed for that."""
+    geometries = geometries_of(wkb, on_invalid="ignore")
+    open_rings = np.flatnonzero(shapely.is_missing(geometries) & wkb.is_valid().to_numpy(zero_copy_only=False))
+    geometries[open_rings] = shapely.from_wkb(wkb.to_numpy(zero_copy_only=False)[open_rings], on_invalid="fix")
+    closed = np.zeros(len(geometries), np.bool_)
+    closed[open_rings] = ~shapely.is_missing(geometries[open_rings])
+    return geometries, closed
 
 
 def _near(bounds: NDArray[np.float64], zones: Sequence[Surroundings]) -> NDArray[np.bool_]:
     """Whether bounds come near a tile of each zone, (zone, n)."""
     return np.stack([zone.meet(bounds) for zone in zones])
+
+
+def _check_kind(values: pa.Array | None, one: Input, column: str | None) -> None:
+    """Check that values are text or numbers, or anything else that can be written as text."""
+    kind = pa.null() if values is None else values.type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
+    if binary or pa.types.is_nested(kind):
+        raise InvalidInput(f"{one.title}, column {column} has values of type {kind}; choose one with text or numbers.")
 
 
 def _classifier(reference: Reference) -> Classifier:

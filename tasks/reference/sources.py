@@ -13,11 +13,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pyogrio
 from numpy.typing import NDArray
-from pyproj import CRS
-from pyproj.exceptions import CRSError
+from pyproj import CRS, Transformer
+from pyproj.exceptions import CRSError, ProjError
 
 from tasks.errors import InvalidInput
 
@@ -25,6 +26,10 @@ BATCH_ROWS = 10_000
 """Rows that are read at a time; with polygons of 1,000 points that is 160 MB, a few times."""
 INDEXED_DRIVERS = {"GPKG", "FlatGeobuf"}
 """Formats that have a spatial index inside, and row numbers that do not change with what is read."""
+PLACES = 2**40
+"""More than a source has rows, and than any place in it."""
+_ARCS = np.arange(8, 13)
+"""WKB types of geometries with arcs: CircularString to MultiSurface (OGC 06-103r4, table 7)."""
 
 Bounds = tuple[float, float, float, float]
 
@@ -34,7 +39,7 @@ class Rows:
     """Some rows of a source, all of the same length.
 
     Attributes:
-        place: number of the row in the source, ascending as the source's rows do.
+        place: number of the row in the source, ascending as the source's rows do, below :data:`PLACES`.
         values: of the class column.
         names: of the name column; None without one.
         polygons: WKB.
@@ -98,6 +103,8 @@ class VectorSource:
             raise self._unreadable(error) from error
         self.crs = known_crs(self._info["crs"], title)
         check_types([self._info["geometry_type"]], title)
+        if self._info["driver"] == "FlatGeobuf":
+            self._check_last()
 
     @property
     def columns(self) -> Sequence[str]:
@@ -106,23 +113,25 @@ class VectorSource:
 
     def values(self, column: str) -> Iterator[pa.Array]:
         """See :class:`Source`."""
+        count = 0
         for batch, _ in self._batches([column], None, read_geometry=False):
-            yield batch.column(column)
+            yield self._codes(batch, column)
+            count += batch.num_rows
+        self._check_complete(count)
 
     def rows(self, class_column: str, name_column: str | None, bounds: Bounds | None) -> Iterator[Rows]:
         """See :class:`Source`; only a file with a spatial index leaves anything out."""
         columns = list(dict.fromkeys([class_column, *([name_column] if name_column else [])]))
         before = 0
         for batch, meta in self._batches(columns, bounds if self._indexed else None):
-            count = batch.num_rows
-            place = (
-                batch.column(meta["fid_column"] or "OGC_FID").to_numpy()
-                if self._indexed
-                else np.arange(before, before + count)
-            )
-            names = batch.column(name_column) if name_column else None
-            yield Rows(place, batch.column(class_column), names, batch.column(meta["geometry_name"] or "wkb_geometry"))
-            before += count
+            fids = batch.column(meta["fid_column"] or "OGC_FID").to_numpy()
+            place = self._places(fids) if self._indexed else np.arange(before, before + len(fids))
+            names = _descriptions(batch.column(name_column)) if name_column else None
+            polygons = self._linear(batch.column(meta["geometry_name"] or "wkb_geometry"), fids)
+            yield Rows(place, self._codes(batch, class_column), names, polygons)
+            before += len(fids)
+        if not self._indexed:
+            self._check_complete(before)
 
     def without_geometry(self) -> int | None:
         """See :class:`Source`."""
@@ -141,6 +150,67 @@ class VectorSource:
     def _indexed(self) -> bool:
         return self._info["driver"] in INDEXED_DRIVERS
 
+    def _codes(self, batch: pa.RecordBatch, column: str) -> pa.Array:
+        """Values of a column; of integers with a domain of coded values GDAL gives the descriptions as well."""
+        values = batch.column(column)
+        kind = self._info["ogr_types"][list(self._info["fields"]).index(column)]
+        coded = isinstance(values, pa.DictionaryArray) and kind in {"OFTInteger", "OFTInteger64"}
+        return values.indices if coded else values
+
+    def _places(self, fids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Numbers of rows; of those that are too large, such as times, their rank stands above all others."""
+        if len(fids) == 0 or fids.max() < PLACES // 2:
+            return fids
+        return np.where(fids < PLACES // 2, fids, PLACES // 2 + np.searchsorted(self._all_fids, fids))
+
+    @cached_property
+    def _all_fids(self) -> NDArray[np.int64]:
+        """In ascending order."""
+        batches = [
+            batch.column(meta["fid_column"] or "OGC_FID")
+            for batch, meta in self._batches([], None, read_geometry=False)
+        ]
+        return np.sort(np.concatenate(batches))
+
+    def _linear(self, polygons: pa.Array, fids: NDArray[np.int64]) -> pa.Array:
+        """Geometries whose arcs are chains of segments, as GDAL makes them."""
+        curved = _curved(polygons)
+        if len(curved) == 0:
+            return polygons
+        geometries = polygons.to_numpy(zero_copy_only=False)
+        geometries[curved] = pyogrio.raw.read(self._path, layer=self._layer, columns=[], fids=fids[curved])[2]
+        return pa.array(geometries, polygons.type)
+
+    def _check_complete(self, count: int) -> None:
+        """Check that all rows came: a stream of GDAL ends in silence before a row that cannot be read.
+
+        Fewer than there should be are no harm where rows are only marked as deleted, which reading row by row tells.
+        """
+        said = self._info["features"]
+        if count >= said:
+            return
+        try:
+            there = len(
+                pyogrio.raw.read(self._path, layer=self._layer, columns=[], read_geometry=False, return_fids=True)[1]
+            )
+        except RuntimeError:
+            there = said
+        if there > count:
+            raise InvalidInput(
+                f"{self.title} says that it has {said:,} rows, but {count:,} could be read; copy it again."
+            )
+
+    def _check_last(self) -> None:
+        """Check that a FlatGeobuf has its last row: where it is cut off just before one, reading ends in silence."""
+        said = self._info["features"]
+        try:
+            if said > 0:
+                pyogrio.raw.read(self._path, layer=self._layer, columns=[], fids=[said - 1])
+        except RuntimeError as error:
+            raise InvalidInput(
+                f"{self.title} says that it has {said:,} rows, but the last one cannot be read; copy it again."
+            ) from error
+
     def _batches(
         self, columns: list[str], bounds: Bounds | None, **options: Any
     ) -> Iterator[tuple[pa.RecordBatch, dict[str, Any]]]:
@@ -157,12 +227,7 @@ class VectorSource:
             ) as (meta, reader):
                 for batch in reader:
                     yield batch, meta
-        except (
-            pyogrio.errors.DataSourceError,
-            pyogrio.errors.DataLayerError,
-            pa.ArrowException,
-            RuntimeError,
-        ) as error:
+        except (pa.ArrowException, OSError, RuntimeError) as error:
             raise self._unreadable(error) from error
 
     def _only(self, layer: str | None) -> str:
@@ -193,12 +258,12 @@ class ParquetSource:
             raise InvalidInput(f"{title} is not readable as GeoParquet: {error!r}.") from error
         if layer is not None:
             raise InvalidInput(f"{title}: layer {layer} is not in it; GeoParquet has no layers, leave layer empty.")
-        if described["encoding"] != "WKB":
-            raise InvalidInput(
-                f"{title}: geometries in the encoding {described['encoding']} are not supported; write them as WKB."
-            )
+        encoding = described.get("encoding")
+        if encoding != "WKB":
+            raise InvalidInput(f"{title}: geometries in the encoding {encoding} are not supported; write them as WKB.")
         self.crs = known_crs(described.get("crs", "OGC:CRS84"), title)
-        check_types(described["geometry_types"], title)
+        types = described.get("geometry_types", described.get("geometry_type", []))  # one or several up to version 0.4
+        check_types([types] if isinstance(types, str) else types, title)
 
     @cached_property
     def columns(self) -> Sequence[str]:
@@ -207,7 +272,7 @@ class ParquetSource:
 
     def values(self, column: str) -> Iterator[pa.Array]:
         """See :class:`Source`."""
-        for batch in self._file.iter_batches(BATCH_ROWS, columns=[column]):
+        for batch in self._batches([column]):
             yield batch.column(column)
 
     def rows(self, class_column: str, name_column: str | None, bounds: Bounds | None) -> Iterator[Rows]:
@@ -215,7 +280,7 @@ class ParquetSource:
         del bounds
         columns = [class_column, *([name_column] if name_column else []), self._geometry]
         before = 0
-        for batch in self._file.iter_batches(BATCH_ROWS, columns=list(dict.fromkeys(columns))):
+        for batch in self._batches(list(dict.fromkeys(columns))):
             names = batch.column(name_column) if name_column else None
             place = np.arange(before, before + batch.num_rows)
             yield Rows(place, batch.column(class_column), names, batch.column(self._geometry))
@@ -224,6 +289,31 @@ class ParquetSource:
     def without_geometry(self) -> int | None:
         """See :class:`Source`."""
         return None
+
+    def _batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        try:
+            yield from self._file.iter_batches(BATCH_ROWS, columns=columns)
+        except (pa.ArrowException, OSError) as error:
+            raise InvalidInput(f"{self.title} is not readable as GeoParquet: {error}.") from error
+
+
+def _descriptions(values: pa.Array) -> pa.Array:
+    """Text in place of the codes of a domain; null for a code that is not in it."""
+    if not isinstance(values, pa.DictionaryArray):
+        return values
+    codes, described = values.indices, len(values.dictionary)
+    known = pc.and_(pc.greater_equal(codes, 0), pc.less(codes, described))
+    return values.dictionary.take(pc.if_else(known, codes, None))
+
+
+def _curved(polygons: pa.Array) -> NDArray[np.intp]:
+    """Rows whose WKB is a geometry with arcs, also with Z and M."""
+    column = polygons.cast(pa.large_binary())
+    offsets = np.frombuffer(column.buffers()[1], np.int64)[column.offset : column.offset + len(column) + 1]
+    data = np.frombuffer(column.buffers()[2] or b"", np.uint8)
+    rows = np.flatnonzero(np.diff(offsets) >= 5)
+    kinds = data[offsets[rows, np.newaxis] + np.arange(1, 5)].view("<u4")[:, 0]
+    return rows[np.isin(kinds % 1000, _ARCS)]
 
 
 def check_types(types: Sequence[str | None], title: str) -> None:
@@ -242,13 +332,20 @@ def known_crs(given: Any, title: str) -> CRS:
     """Give a source's CRS.
 
     Raises:
-        InvalidInput: there is none, or PROJ does not know it.
+        InvalidInput: there is none, PROJ does not know it, or it is not tied to the Earth.
     """
     try:
         if given is not None:
-            return CRS.from_user_input(given)
+            crs = CRS.from_user_input(given)
+            Transformer.from_crs(crs, 4326)
+            return crs
     except CRSError as error:
         raise InvalidInput(f"{title} has a coordinate reference system that is not known: {error}.") from error
+    except ProjError as error:
+        raise InvalidInput(
+            f"{title} is in the coordinate reference system '{crs.name}', which is not tied to the Earth; assign the "
+            "one that its coordinates are in, for example with: ogr2ogr -a_srs EPSG:32633 with-crs.gpkg FILE"
+        ) from error
     raise InvalidInput(
         f"{title} has no coordinate reference system; assign the one that its coordinates are in, for example with: "
         "ogr2ogr -a_srs EPSG:32633 with-crs.gpkg FILE"
