@@ -11,10 +11,11 @@ from prefect.blocks.core import Block
 from psycopg import sql
 from pydantic import Field, SecretStr
 from pyproj import CRS
+from pyproj.database import get_authorities
 
 from tasks.errors import InvalidInput
 from tasks.reference.address import host_and_database
-from tasks.reference.sources import BATCH_ROWS, Bounds, Rows, check_types, known_crs
+from tasks.reference.sources import BATCH_ROWS, Bounds, Rows, check_types, has_areas, known_crs
 
 CONNECT_SECONDS = 10
 
@@ -30,16 +31,19 @@ class PostgisCredentials(Block):
 
 
 class PostgisSource:
-    """A table with a geometry column. Use it as a context, which connects.
+    """A table or view with a column of polygons. Use it as a context, which connects.
+
+    Rows have the order of the primary key; without one that of their text: class, name and geometry, so that what is
+    the later row depends on nothing else.
 
     Args:
         url: of the database, without a password.
-        layer: table, or schema.table; None where there is only one with a geometry.
+        layer: table, schema.table or schema.table.column; None where there is only one with polygons.
         title: how messages call it.
         credentials_block: name of a block with user and password; None for those of libpq (PGPASSWORD, ~/.pgpass).
 
     Raises:
-        InvalidInput: the database does not answer, refuses, or has no such table.
+        InvalidInput: the database does not answer, refuses, or has no such table, or several that it may be.
     """
 
     def __init__(self, url: str, layer: str | None, title: str, credentials_block: str | None) -> None:
@@ -74,8 +78,7 @@ class PostgisSource:
 
         It does not depend on where rows lie. Keys are in it since they say which of two polygons is the later one.
         """
-        columns = filter(None, (*self._keys, class_column, name_column, self._geometry))
-        row = sql.SQL("ROW({})::text").format(sql.SQL(", ").join(map(sql.Identifier, columns)))
+        row = self._as_text(*self._keys, class_column, name_column, self._geometry)
         hashed = sql.SQL("SELECT count(*), coalesce(sum(hashtextextended({}, 0)::numeric), 0)").format(row)
         count, checksum = self._one(hashed + self._from())
         return int(count), str(checksum)
@@ -86,7 +89,7 @@ class PostgisSource:
             yield pa.array([row[0] for row in rows])
 
     def rows(self, class_column: str, name_column: str | None, bounds: Bounds | None) -> Iterator[Rows]:
-        """See :class:`tasks.reference.sources.Source`; rows come in the order of the primary key."""
+        """See :class:`tasks.reference.sources.Source`."""
         geometry = sql.Identifier(self._geometry)
         fields = [self._plain(class_column), *([self._plain(name_column)] if name_column else [])]
         fields.append(sql.SQL("ST_AsBinary(ST_CurveToLine(ST_Force2D({})))").format(geometry))
@@ -95,7 +98,10 @@ class PostgisSource:
             box = sql.SQL(", ").join(map(sql.Literal, (*bounds, self._srid)))
             query += sql.SQL(" WHERE {} && ST_MakeEnvelope({})").format(geometry, box)
         before = 0
-        for rows in self._batches(query + sql.SQL(" ORDER BY ") + self._order):
+        order: list[sql.Composable] = [sql.Identifier(key) for key in self._keys]
+        if not order:
+            order = [self._as_text(class_column, name_column, self._geometry) + sql.SQL(' COLLATE "C"')]
+        for rows in self._batches(query + sql.SQL(" ORDER BY ") + sql.SQL(", ").join(order)):
             columns = list(zip(*rows, strict=True))
             names = pa.array([None if name is None else str(name) for name in columns[1]]) if name_column else None
             places = np.arange(before, before + len(rows))
@@ -108,36 +114,62 @@ class PostgisSource:
         return int(self._one(sql.SQL("SELECT count(*)") + self._from() + nothing)[0])
 
     def _find_table(self) -> None:
-        """Look up schema, table, geometry column, CRS, columns and order."""
-        found = self._all(
-            "SELECT f_table_schema, f_table_name, f_geometry_column, srid, type FROM geometry_columns ORDER BY 1, 2, 3"
-        )
-        matching = [row for row in found if self._layer in {None, row[1], f"{row[0]}.{row[1]}"}]
-        if len({row[:2] for row in matching}) != 1:
-            asked = "no table was named"
-            if self._layer is not None:
-                asked = f"table {self._layer} is not in it, or in several schemas"
-            tables = ", ".join(dict.fromkeys(f"{row[0]}.{row[1]}" for row in found)) or "none with geometries"
-            raise InvalidInput(f"{self.title}: {asked}; name one of its tables as layer: {tables}.")
-        self._schema, self._table, self._geometry, self._srid, kind = matching[0]
-        authority = self._all("SELECT auth_name, auth_srid FROM spatial_ref_sys WHERE srid = %s", self._srid)
-        self.crs: CRS = known_crs(f"{authority[0][0]}:{authority[0][1]}" if authority else None, self.title)
-        check_types([str(kind).title().replace("Linestring", "LineString")], self.title)
+        """Look up schema, table, geometry column, CRS, columns and keys."""
+        self._schema, self._table, self._geometry, self._srid = self._only()
+        self.crs: CRS = self._find_crs()
+        table = sql.Identifier(self._schema, self._table).as_string(self._connection)
         described = self._all(
-            "SELECT column_name, data_type FROM information_schema.columns "
-            "WHERE table_schema = %s AND table_name = %s ORDER BY ordinal_position",
-            self._schema,
-            self._table,
+            "SELECT a.attname, format_type(coalesce(nullif(t.typbasetype, 0), t.oid), NULL) "
+            "FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid "
+            "WHERE a.attrelid = %s::regclass AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum",
+            table,
         )
         self._types = {name: kind for name, kind in described if name != self._geometry}
         keys = self._all(
             "SELECT a.attname FROM pg_index i "
             "JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY(i.indkey) "
             "WHERE i.indisprimary AND i.indrelid = %s::regclass ORDER BY array_position(i.indkey::int2[], a.attnum)",
-            sql.Identifier(self._schema, self._table).as_string(self._connection),
+            table,
         )
         self._keys = [key for (key,) in keys]
-        self._order = sql.SQL(", ").join(map(sql.Identifier, self._keys)) if keys else sql.SQL("ctid")
+
+    def _only(self) -> tuple[str, str, str, int]:
+        """Schema, table, column and SRID of what was asked for; points and lines beside polygons do not count."""
+        found = self._all(
+            "SELECT f_table_schema, f_table_name, f_geometry_column, srid, type FROM geometry_columns ORDER BY 1, 2, 3"
+        )
+        asked_for = [row for row in found if self._layer in {None, row[1], ".".join(row[:2]), ".".join(row[:3])}]
+        matching = [row for row in asked_for if has_areas(row[4])] or asked_for
+        tables = {row[:2] for row in matching}
+        if len(tables) != 1:
+            asked = "no table was named"
+            if self._layer is not None:
+                asked = f"table {self._layer} is not in it, or in several schemas"
+            names = ", ".join(dict.fromkeys(f"{row[0]}.{row[1]}" for row in found)) or "none that its user may read"
+            raise InvalidInput(f"{self.title}: {asked}; name one of its tables as layer: {names}.")
+        check_types([str(row[4]).capitalize() for row in matching], self.title)
+        if len(matching) != 1:
+            columns = ", ".join(".".join(row[:3]) for row in matching)
+            raise InvalidInput(
+                f"{self.title}: table {matching[0][1]} has several columns of polygons; name one as layer: {columns}."
+            )
+        return matching[0][:4]
+
+    def _find_crs(self) -> CRS:
+        """CRS of the geometry column: by its authority where PROJ has that, else as it is described."""
+        found = self._all(
+            "SELECT auth_name, auth_srid, srtext, proj4text FROM spatial_ref_sys WHERE srid = %s", self._srid
+        )
+        for authority, number, wkt, proj in found:
+            return known_crs(
+                f"{authority}:{number}" if authority in get_authorities() else wkt or proj or None, self.title
+            )
+        return known_crs(None, self.title)
+
+    @staticmethod
+    def _as_text(*columns: str | None) -> sql.Composed:
+        """A row's columns as one text, in which NULL differs from an empty text."""
+        return sql.SQL("ROW({})::text").format(sql.SQL(", ").join(map(sql.Identifier, filter(None, columns))))
 
     def _plain(self, column: str) -> sql.Composable:
         """A column as numbers or text that Arrow knows."""
@@ -169,10 +201,13 @@ class PostgisSource:
         except psycopg.errors.UndefinedTable as error:
             raise InvalidInput(f"{self.title} has no PostGIS; run CREATE EXTENSION postgis there.") from error
         except psycopg.Error as error:
-            raise InvalidInput(
-                f"{self.title} cannot be read: {' '.join(str(error).split())}. Check the URL, that the server runs, "
-                "and the password: of reference.credentials_block, else PGPASSWORD in the environment."
-            ) from error
+            hint = "Check the table, and the user's rights."
+            if isinstance(error, psycopg.OperationalError):
+                hint = (
+                    "Check the URL, that the server runs, and the password: of reference.credentials_block, else "
+                    "PGPASSWORD in the environment."
+                )
+            raise InvalidInput(f"{self.title} cannot be read: {' '.join(str(error).split())}. {hint}") from error
 
 
 def _login(credentials_block: str | None) -> dict[str, Any]:

@@ -28,6 +28,8 @@ INDEXED_DRIVERS = {"GPKG", "FlatGeobuf"}
 """Formats that have a spatial index inside, and row numbers that do not change with what is read."""
 PLACES = 2**40
 """More than a source has rows, and than any place in it."""
+_WITHOUT_AREA = ("point", "line", "circularstring", "compoundcurve", "multicurve")
+"""In the names of types whose geometries have no area."""
 _ARCS = np.arange(8, 13)
 """WKB types of geometries with arcs: CircularString to MultiSurface (OGC 06-103r4, table 7)."""
 
@@ -322,10 +324,15 @@ def check_types(types: Sequence[str | None], title: str) -> None:
     Raises:
         InvalidInput: it holds nothing but points or lines.
     """
-    if types and all(kind is not None and ("Point" in kind or "Line" in kind) for kind in types):
+    if types and not any(map(has_areas, types)):
         raise InvalidInput(
             f"{title} has no polygon but geometries of type {', '.join(map(str, types))}; choose another file or layer."
         )
+
+
+def has_areas(kind: str | None) -> bool:
+    """Whether a type of geometries is, or may be, one of areas."""
+    return kind is None or not any(word in kind.lower() for word in _WITHOUT_AREA)
 
 
 def known_crs(given: Any, title: str) -> CRS:

@@ -1,5 +1,7 @@
 """Polygons in a real PostGIS, on loopback."""
 
+# ruff: noqa: S608 - our own literals
+
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -41,7 +43,8 @@ def postgis(postgres: Postgres) -> Postgres:
         "CREATE EXTENSION postgis;"
         "CREATE TABLE parcels (id int PRIMARY KEY, code text, label text, area numeric, geom geometry(Polygon, 4326));"
         "CREATE INDEX ON parcels USING gist (geom);"
-        "CREATE TABLE points (id int, geom geometry(Point, 4326))",
+        "CREATE TABLE points (id int, geom geometry(Point, 4326));"
+        "CREATE SCHEMA other;",
         DATABASE,
     )
     for number, (code, polygon) in enumerate([("1100", WHOLE), ("2000", WEST), ("1100", FAR), (None, WEST)]):
@@ -52,9 +55,13 @@ def postgis(postgres: Postgres) -> Postgres:
     return postgres
 
 
+def as_sql(shape: shapely.Polygon, srid: int = 32633) -> str:
+    return f"ST_GeomFromText('{shape.wkt}', {srid})"
+
+
 def insert(postgres: Postgres, values: str, geometry: str | None) -> None:
     placed = "NULL" if geometry is None else f"ST_Transform(ST_SetSRID({geometry}, 32633), 4326)"
-    postgres.query(f"INSERT INTO parcels VALUES ({values}, {placed})", DATABASE)  # noqa: S608 - our own literals
+    postgres.query(f"INSERT INTO parcels VALUES ({values}, {placed})", DATABASE)
 
 
 @pytest.fixture
@@ -112,9 +119,9 @@ def test_a_changed_row_makes_it_another_reference(url: str, postgis: Postgres, c
     before = reference_source(reference_in(url), STORAGE)
     assert reference_source(reference_in(url), STORAGE) == before
 
-    postgis.query(f"UPDATE parcels SET {change[0]}", DATABASE)  # noqa: S608 - our own literals
+    postgis.query(f"UPDATE parcels SET {change[0]}", DATABASE)
     changed = reference_source(reference_in(url), STORAGE)
-    postgis.query(f"UPDATE parcels SET {change[1]}", DATABASE)  # noqa: S608 - our own literals
+    postgis.query(f"UPDATE parcels SET {change[1]}", DATABASE)
 
     assert changed != before
     assert reference_source(reference_in(url), STORAGE) == before
@@ -154,3 +161,102 @@ def test_what_is_near_the_tiles_is_all_that_is_read(url: str, tmp_path: Path, po
 
     assert prepared.findings.unmapped == {}
     assert np.isin(polygons_of_tile(tmp_path, TILE).ids, [1, 2]).all()
+
+
+# ---- tables of other forms ----
+
+
+@pytest.fixture
+def tables(postgis: Postgres) -> Iterator[Postgres]:
+    """For tables in the schema "other", which are gone afterwards."""
+    yield postgis
+    postgis.query("DROP SCHEMA other CASCADE; CREATE SCHEMA other", DATABASE)
+
+
+def found_in(url: str, folder: Path, layer: str, **changes: object) -> list[int]:
+    """Ids of the polygons in the order of burning, after the check."""
+    reference = reference_in(url, layer=layer, **({"class_table": None} | changes))
+    check_reference(reference, STORAGE)
+    prepare_reference(reference, STORAGE, [TILE], folder)
+    found = polygons_of_tile(folder, TILE)
+    assert found is not None
+    return found.ids.tolist()
+
+
+def test_of_several_columns_of_polygons_one_must_be_named(url: str, tables: Postgres, tmp_path: Path) -> None:
+    tables.query(
+        "CREATE TABLE other.two (id int PRIMARY KEY, code int, envelope geometry(Polygon, 32633), "
+        "geom geometry(MultiPolygon, 32633), label_at geometry(MultiPoint, 32633));"
+        f"INSERT INTO other.two VALUES (1, 2, {as_sql(WHOLE)}, ST_Multi({as_sql(WEST)}), NULL)",
+        DATABASE,
+    )
+
+    for layer in ("two", "other.two"):
+        with pytest.raises(
+            InvalidInput, match=r"has several columns of polygons.*: other.two.envelope, other.two.geom"
+        ):
+            check_reference(reference_in(url, layer=layer), STORAGE)
+    assert found_in(url, tmp_path, "other.two.geom") == [2]
+    area = shapely.area(shapely.from_wkb(polygons_of_tile(tmp_path, TILE).wkb[0].as_py()))
+    assert area == pytest.approx(WEST.area)
+    with pytest.raises(InvalidInput, match="has no polygon but geometries of type Multipoint"):
+        check_reference(reference_in(url, layer="other.two.label_at"), STORAGE)
+
+
+def test_points_and_lines_beside_the_polygons_do_not_count(url: str, tables: Postgres, tmp_path: Path) -> None:
+    tables.query(
+        "CREATE TABLE other.one (id int PRIMARY KEY, code int, centre geometry(Point, 32633), "
+        "edge geometry(MultiLineString, 32633), geom geometry(Polygon, 32633));"
+        f"INSERT INTO other.one VALUES (1, 2, NULL, NULL, {as_sql(WHOLE)})",
+        DATABASE,
+    )
+
+    assert found_in(url, tmp_path, "one") == [2]
+
+
+@pytest.mark.parametrize("kind", ["TABLE", "VIEW", "MATERIALIZED VIEW"])
+def test_without_a_key_the_order_is_that_of_class_name_and_geometry(
+    url: str, tables: Postgres, tmp_path: Path, kind: str
+) -> None:
+    tables.query(
+        f"CREATE {kind} other.v AS SELECT code, label, ST_GeomFromText(wkt, 32633)::geometry(Polygon, 32633) AS geom "
+        f"FROM (VALUES (5, 'b', '{WHOLE.wkt}'), (2, 'a', '{WEST.wkt}'), (3, '', '{WEST.wkt}')) rows (code, label, wkt)",
+        DATABASE,
+    )
+    before = reference_source(reference_in(url, layer="v", class_table=None), STORAGE)
+
+    assert found_in(url, tmp_path, "v", name_column="label") == [2, 3, 5]
+    if kind == "TABLE":
+        tables.query("UPDATE other.v SET label = label WHERE code = 2", DATABASE)  # it lies elsewhere now
+        assert found_in(url, tmp_path / "again", "v", name_column="label") == [2, 3, 5]
+        assert reference_source(reference_in(url, layer="v", class_table=None), STORAGE) == before
+
+
+def test_a_crs_without_an_authority_is_read_from_its_description(url: str, tables: Postgres, tmp_path: Path) -> None:
+    for srid, authority in ((990001, "NULL"), (990002, "'of-our-own'")):
+        tables.query(
+            "INSERT INTO spatial_ref_sys (srid, auth_name, auth_srid, srtext, proj4text) "
+            f"SELECT {srid}, {authority}, 7, srtext, proj4text FROM spatial_ref_sys WHERE srid = 32633;"
+            f"CREATE TABLE other.t{srid} (id int PRIMARY KEY, code int, geom geometry(Polygon, {srid}));"
+            f"INSERT INTO other.t{srid} VALUES (1, 2, {as_sql(WHOLE, srid)})",
+            DATABASE,
+        )
+
+        assert found_in(url, tmp_path / str(srid), f"t{srid}") == [2]
+
+
+def test_a_view_that_fails_is_told_as_such(url: str, tables: Postgres) -> None:
+    tables.query("CREATE VIEW other.v AS SELECT 1 / (id - id) AS code, geom FROM parcels", DATABASE)
+
+    with pytest.raises(InvalidInput, match=r"division by zero\. Check the table, and the user's rights\."):
+        check_reference(reference_in(url, layer="v"), STORAGE)
+
+
+def test_a_user_who_may_read_nothing_is_told(url: str, tables: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables.query("CREATE ROLE stranger LOGIN PASSWORD 'x'", DATABASE)
+    try:
+        monkeypatch.setenv("PGPASSWORD", "x")
+        with pytest.raises(InvalidInput, match="one of its tables as layer: none that its user may read"):
+            check_reference(reference_in(url.replace(USER, "stranger")), STORAGE)
+    finally:
+        tables.query("DROP ROLE stranger", DATABASE)
