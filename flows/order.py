@@ -382,7 +382,7 @@ def _reference(
             f"{files}{where} cannot be reached: {error}. Check that the server runs, the path, and the "
             "rights; without labels, leave reference empty."
         ) from error
-    check_units(reference, {tile.epsg for tile in tiles()})
+    check_units(reference, tiles())
     return source
 
 

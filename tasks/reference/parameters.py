@@ -99,8 +99,8 @@ class Reference(FormModel):
     layer: str | None = Field(
         default=None,
         title="Layer",
-        description="Needed where the file has several. In a database, table, schema.table or schema.table.column. Rows "
-        "have the order of the primary key; without one, of class, name and geometry.",
+        description="Needed where the file has several. In a database, table, schema.table or schema.table.column. "
+        "Rows have the order of the primary key; without one, of class, name and geometry.",
         examples=["land_use"],
     )
     class_column: str = Field(

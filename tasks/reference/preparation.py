@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import shapely
 from numpy.typing import NDArray
-from pyproj import CRS
+from pyproj import CRS, Proj
 
 from tasks.classes import known_class
 from tasks.errors import InvalidInput
@@ -30,6 +30,8 @@ from tasks.storage import Storage
 
 NAME_COLUMN = "LULC_NAME"
 """Where names are looked for when no column was named."""
+SCALE_OFF = 0.02
+"""By how much a metre of a CRS may differ from one on the ground; in UTM and national grids it is less than 0.002."""
 FETCHED_TO_CHECK_BYTES = 50_000_000
 """A file on a server is fetched only to be checked up to this size: within seconds."""
 
@@ -137,19 +139,45 @@ def check_reference(reference: Reference, storage: Storage) -> ReferenceSource:
     return source
 
 
-def check_units(reference: Reference, epsgs: Iterable[int]) -> None:
-    """Check that the CRSs of the tiles have metres, where the options need them.
+def check_units(reference: Reference, tiles: Iterable[Tile]) -> None:
+    """Check that a metre is a metre in the CRSs of the tiles, where the options need it.
 
     Raises:
-        InvalidInput: one has not.
+        InvalidInput: a CRS has other units, or a scale at a tile that is off by more than :data:`SCALE_OFF`.
     """
-    for epsg in sorted(set(epsgs)) if reference.buffer_m or reference.min_area_m2 else ():
+    options = [name for name in ("buffer_m", "min_area_m2") if getattr(reference, name)]
+    by_epsg: dict[int, list[Tile]] = {}
+    for tile in tiles if options else ():
+        by_epsg.setdefault(tile.epsg, []).append(tile)
+    advice = "leave them at 0, or choose another tiling grid"
+    for epsg, members in sorted(by_epsg.items()):
         unit = crs_of(epsg).axis_info[0].unit_name
         if unit != "metre":
             raise InvalidInput(
-                f"buffer_m and min_area_m2 need tiles in metres, but those in EPSG:{epsg} are in {unit}s; leave "
-                "them at 0, or choose another tiling grid."
+                f"buffer_m and min_area_m2 need tiles in metres, but those in EPSG:{epsg} are in {unit}s; {advice}."
             )
+        scales = _scales(members, epsg, of_areas=options == ["min_area_m2"])
+        worst = int(np.argmax(np.abs(scales - 1)))
+        if not abs(scales[worst] - 1) <= SCALE_OFF:
+            raise InvalidInput(
+                f"buffer_m and min_area_m2 need tiles in metres, but at tile {members[worst].name} a metre on the "
+                f"ground is {scales[worst]:.2f} in EPSG:{epsg}; {advice}."
+            )
+
+
+def _scales(tiles: Sequence[Tile], epsg: int, *, of_areas: bool) -> NDArray[np.float64]:
+    """Length of a metre in the middle of each tile: in the direction where it is most off, or as a square's side.
+
+    They are the axes and the area of Tissot's indicatrix (PROJ documentation, ``proj_factors``).
+    """
+    projection = Proj(crs_of(epsg))
+    bounds = np.array([tile.bounds for tile in tiles])
+    x, y = ((bounds[:, :2] + bounds[:, 2:]) / 2).T
+    factors = projection.get_factors(*projection(x, y, inverse=True))
+    if of_areas:
+        return np.asarray(np.sqrt(factors.areal_scale))
+    longest, shortest = np.asarray(factors.tissot_semimajor), np.asarray(factors.tissot_semiminor)
+    return np.where(longest - 1 > 1 - shortest, longest, shortest)
 
 
 def prepare_reference(reference: Reference, storage: Storage, tiles: Iterable[Tile], folder: Path) -> PreparedReference:
@@ -167,7 +195,7 @@ def prepare_reference(reference: Reference, storage: Storage, tiles: Iterable[Ti
     """
     folder.mkdir(parents=True, exist_ok=True)
     source, tiles = reference_source(reference, storage), list(tiles)
-    check_units(reference, (tile.epsg for tile in tiles))
+    check_units(reference, tiles)
     with _Preparation(reference, tiles, folder) as preparation:
         for number, one in enumerate(reference.inputs):
             with _opened(one, storage) as table:

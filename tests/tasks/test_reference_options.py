@@ -173,12 +173,34 @@ def test_all_touched_pixels_are_those_of_gdal(tmp_path: Path) -> None:
     np.testing.assert_array_equal(labels(Reference(file=path, all_touched=True), tmp_path / "work"), expected)
 
 
-def test_metres_are_refused_for_tiles_in_degrees() -> None:
-    check_units(Reference(file="r.gpkg"), [4326])
-    check_units(Reference(file="r.gpkg", buffer_m=5), [32633, 3035])
-    for option in ({"buffer_m": 5.0}, {"min_area_m2": 5.0}):
-        with pytest.raises(InvalidInput, match="need tiles in metres, but those in EPSG:4326 are in degrees"):
-            check_units(Reference.model_validate({"file": "r.gpkg"} | option), [4326])
+def tile_at(lon: float, lat: float, epsg: int) -> Tile:
+    x, y = Transformer.from_crs(4326, epsg, always_xy=True).transform(lon, lat)
+    return Tile(f"{lon}_{lat}", epsg, (x, y, x + 320, y + 320), 32, 32)
+
+
+@pytest.mark.parametrize("option", ["buffer_m", "min_area_m2"])
+def test_metres_are_refused_for_tiles_in_degrees(option: str) -> None:
+    check_units(Reference(file="r.gpkg"), [tile_at(15, 46, 4326)])
+    with pytest.raises(InvalidInput, match="need tiles in metres, but those in EPSG:4326 are in degrees"):
+        check_units(Reference.model_validate({"file": "r.gpkg", option: 5.0}), [tile_at(15, 46, 4326)])
+
+
+@pytest.mark.parametrize("option", ["buffer_m", "min_area_m2"])
+def test_metres_are_refused_where_they_are_none_on_the_ground(option: str) -> None:
+    reference = Reference.model_validate({"file": "r.gpkg", option: 5.0})
+
+    check_units(reference, [tile_at(3, 61, 32632), tile_at(15, 46, 32633), tile_at(-9, 38, 3035), tile_at(1, 1, 3857)])
+    message = r"at tile 15_46 a metre on the ground is 1\.44 in EPSG:3857; leave them at 0, or choose another"
+    with pytest.raises(InvalidInput, match=message):
+        check_units(reference, [tile_at(1, 1, 3857), tile_at(15, 46, 3857), tile_at(15, 20, 3857)])
+
+
+def test_areas_need_a_projection_that_keeps_areas_only() -> None:
+    stretched = [tile_at(15, 46, 6933)]
+
+    check_units(Reference(file="r.gpkg", min_area_m2=5), stretched)
+    with pytest.raises(InvalidInput, match=r"a metre on the ground is 1\.25 in EPSG:6933"):
+        check_units(Reference(file="r.gpkg", buffer_m=5), stretched)
 
 
 # ---- files ----
