@@ -2,8 +2,8 @@
 
 import json
 import os
-import sqlite3
-from contextlib import closing
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -357,20 +357,39 @@ def test_a_change_to_any_part_of_a_shapefile_makes_it_another_reference(tmp_path
     assert reference_source(reference, Storage()) != before
 
 
+EDITOR = """
+import sqlite3, sys
+database = sqlite3.connect(sys.argv[1])
+database.execute("PRAGMA journal_mode = wal")
+print("open", flush=True)
+for number in map(int, sys.stdin):
+    database.execute("UPDATE r SET LULC_ID = ?", [number])
+    database.commit()
+    print("written", flush=True)
+"""
+
+
 def test_what_is_written_to_a_geopackage_that_is_open_elsewhere_makes_it_another_reference(tmp_path: Path) -> None:
-    path = str(tmp_path / "r.gpkg")
+    path = tmp_path / "r.gpkg"
     frame = gpd.GeoDataFrame({"LULC_ID": [2]}, geometry=[WHOLE], crs=32633)
     pyogrio.write_dataframe(frame, path, SPATIAL_INDEX="NO")  # its triggers need functions of GDAL
-    with closing(sqlite3.connect(path)) as editor:
-        editor.execute("PRAGMA journal_mode = wal")
-        before = reference_source(Reference(file=path), Storage())
-        assert before.sources[0].version == str(Path(path).stat().st_mtime)
+    reference = Reference(file=str(path))
+    command = [sys.executable, "-c", EDITOR, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as editor:
+        assert editor.stdin is not None
+        assert editor.stdout is not None
+        assert editor.stdout.readline() == "open\n"
+        before = reference_source(reference, Storage())
+        assert before.sources[0].version == str(path.stat().st_mtime)
 
-        editor.execute("UPDATE r SET LULC_ID = 5")
-        editor.commit()
+        editor.stdin.write("5\n")
+        editor.stdin.flush()
+        assert editor.stdout.readline() == "written\n"
 
-        assert (labels(Reference(file=path), tmp_path / "work") == 5).all()
-        assert reference_source(Reference(file=path), Storage()) != before
+        changed = reference_source(reference, Storage())
+        assert changed != before
+        assert (labels(reference, tmp_path / "work") == 5).all()
+        assert reference_source(reference, Storage()) == changed
 
 
 def test_a_change_in_a_folder_makes_it_another_reference(tmp_path: Path) -> None:
