@@ -30,8 +30,8 @@ PLACES = 2**40
 """More than a source has rows, and than any place in it."""
 _WITHOUT_AREA = ("point", "line", "circularstring", "compoundcurve", "multicurve")
 """In the names of types whose geometries have no area."""
-_ARCS = np.arange(8, 13)
-"""WKB types of geometries with arcs: CircularString to MultiSurface (OGC 06-103r4, table 7)."""
+_ARCS = (8, 12)
+"""First and last WKB type of geometries with arcs: CircularString and MultiSurface (OGC 06-103r4, table 7)."""
 
 Bounds = tuple[float, float, float, float]
 
@@ -314,8 +314,11 @@ def _curved(polygons: pa.Array) -> NDArray[np.intp]:
     offsets = np.frombuffer(column.buffers()[1], np.int64)[column.offset : column.offset + len(column) + 1]
     data = np.frombuffer(column.buffers()[2] or b"", np.uint8)
     rows = np.flatnonzero(np.diff(offsets) >= 5)
-    kinds = data[offsets[rows, np.newaxis] + np.arange(1, 5)].view("<u4")[:, 0]
-    return rows[np.isin(kinds % 1000, _ARCS)]
+    kinds = np.ndarray(max(len(data) - 3, 0), "<u4", data, strides=(1,))[offsets[rows] + 1]
+    big_endian = data[offsets[rows]] == 0
+    kinds[big_endian] = kinds[big_endian].byteswap()
+    kinds %= 1000
+    return rows[(kinds >= _ARCS[0]) & (kinds <= _ARCS[1])]
 
 
 def check_types(types: Sequence[str | None], title: str) -> None:
@@ -344,7 +347,8 @@ def known_crs(given: Any, title: str) -> CRS:
     try:
         if given is not None:
             crs = CRS.from_user_input(given)
-            Transformer.from_crs(crs, 4326)
+            if not (str(given).startswith("EPSG:") and (crs.is_projected or crs.is_geographic)):
+                Transformer.from_crs(crs, 4326)
             return crs
     except CRSError as error:
         raise InvalidInput(f"{title} has a coordinate reference system that is not known: {error}.") from error

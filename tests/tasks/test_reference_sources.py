@@ -157,11 +157,22 @@ def geojson(polygons: list[Any]) -> str:
 CIRCLE = [(MIN_X + 120, MIN_Y + 240), (MIN_X + 320, MIN_Y + 440), (MIN_X + 520, MIN_Y + 240), (MIN_X + 320, MIN_Y + 40)]
 ARCS = struct.pack("<BII", 1, 8, 5) + b"".join(struct.pack("<dd", *point) for point in [*CIRCLE, CIRCLE[0]])
 CURVE_POLYGON = struct.pack("<BII", 1, 10, 1) + ARCS
+BIG_ENDIAN = (
+    struct.pack(">BII", 0, 10, 1)
+    + struct.pack(">BII", 0, 8, 5)
+    + b"".join(struct.pack(">dd", *point) for point in [*CIRCLE, CIRCLE[0]])
+)
 
 
-@pytest.mark.parametrize("kind", ["CURVEPOLYGON", "MULTISURFACE", "GEOMETRY"])
-def test_arcs_become_chains_of_segments(tmp_path: Path, kind: str) -> None:
-    circle = struct.pack("<BII", 1, 12, 1) + CURVE_POLYGON if kind == "MULTISURFACE" else CURVE_POLYGON
+@pytest.mark.parametrize(
+    ("kind", "circle"),
+    [
+        ("CURVEPOLYGON", CURVE_POLYGON),
+        ("GEOMETRY", BIG_ENDIAN),
+        ("MULTISURFACE", struct.pack("<BII", 1, 12, 1) + CURVE_POLYGON),
+    ],
+)
+def test_arcs_become_chains_of_segments(tmp_path: Path, kind: str, circle: bytes) -> None:
     path = of_wkb(tmp_path / "r.gpkg", [shapely.to_wkb(WEST), circle, shapely.to_wkb(WEST)], kind)
 
     found, findings = checked_and_prepared(path, tmp_path / "work")
