@@ -160,11 +160,11 @@ class PostgisSource:
         found = self._all(
             "SELECT auth_name, auth_srid, srtext, proj4text FROM spatial_ref_sys WHERE srid = %s", self._srid
         )
-        for authority, number, wkt, proj in found:
-            return known_crs(
-                f"{authority}:{number}" if authority in get_authorities() else wkt or proj or None, self.title
-            )
-        return known_crs(None, self.title)
+        if not found:
+            return known_crs(None, self.title)
+        authority, number, wkt, proj = found[0]
+        described = f"{authority}:{number}" if authority in get_authorities() else wkt or proj
+        return known_crs(described or None, self.title)
 
     @staticmethod
     def _as_text(*columns: str | None) -> sql.Composed:

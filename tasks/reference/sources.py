@@ -180,7 +180,10 @@ class VectorSource:
         if len(curved) == 0:
             return polygons
         geometries = polygons.to_numpy(zero_copy_only=False)
-        geometries[curved] = pyogrio.raw.read(self._path, layer=self._layer, columns=[], fids=fids[curved])[2]
+        try:
+            geometries[curved] = pyogrio.raw.read(self._path, layer=self._layer, columns=[], fids=fids[curved])[2]
+        except RuntimeError as error:
+            raise self._unreadable(error) from error
         return pa.array(geometries, polygons.type)
 
     def _check_complete(self, count: int) -> None:
