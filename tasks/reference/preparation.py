@@ -30,7 +30,7 @@ from tasks.storage import Storage
 
 NAME_COLUMN = "LULC_NAME"
 """Where names are looked for when no column was named."""
-SCALE_OFF = 0.02
+SCALE_OFF = 0.05
 """By how much a metre of a CRS may differ from one on the ground; in UTM and national grids it is less than 0.002."""
 FETCHED_TO_CHECK_BYTES = 50_000_000
 """A file on a server is fetched only to be checked up to this size: within seconds."""
