@@ -9,8 +9,9 @@ So a tile costs what its own polygons cost, however many others there are.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -292,15 +293,47 @@ def polygonal(geometries: NDArray[np.object_]) -> tuple[NDArray[np.object_], NDA
     """Valid (multi)polygon of each geometry, None where there is none with an area; and which had to be repaired."""
     polygons = shapely.force_2d(geometries) if shapely.has_z(geometries).any() else geometries.copy()
     invalid = ~shapely.is_valid(polygons) & ~shapely.is_missing(polygons)
-    polygons[invalid] = shapely.make_valid(polygons[invalid])
-    for place in np.flatnonzero(shapely.get_type_id(polygons) == shapely.GeometryType.GEOMETRYCOLLECTION):
-        polygons[place] = _polygonal_part(polygons[place])
-    types = (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON)
-    usable = np.isin(shapely.get_type_id(polygons), types) & (shapely.area(polygons) > 0)
+    odd = np.flatnonzero(invalid | (shapely.get_type_id(polygons) == shapely.GeometryType.GEOMETRYCOLLECTION))
+    polygons[odd] = _united_parts(polygons[odd])
+    usable = _are_polygons(polygons) & (shapely.area(polygons) > 0)
     polygons[~usable] = None
     return polygons, invalid & usable
 
 
-def _polygonal_part(collection: shapely.GeometryCollection) -> shapely.Geometry:
-    parts = shapely.get_parts(shapely.get_parts(collection))
-    return shapely.union_all([part for part in parts if part.geom_type == "Polygon"])
+def _united_parts(geometries: NDArray[np.object_]) -> NDArray[np.object_]:
+    """Make each polygon of a geometry valid by itself, and unite them: what lies in two of them is no hole.
+
+    So GDAL fills them: a ring that crosses itself by turns, but parts one after the other.
+    """
+    parts, origin = _opened(geometries, (shapely.GeometryType.MULTIPOLYGON, shapely.GeometryType.GEOMETRYCOLLECTION))
+    areal = _are_polygons(parts)
+    parts, origin = parts[areal], origin[areal]
+    invalid = ~shapely.is_valid(parts)
+    parts[invalid] = shapely.make_valid(parts[invalid])  # with what had no area, as a line
+    parts, part = _opened(parts, (shapely.GeometryType.GEOMETRYCOLLECTION,))
+    areal = _are_polygons(parts)
+    parts, origin = parts[areal], origin[part[areal]]
+    united = np.full(len(geometries), None, object)
+    begins = np.flatnonzero(np.diff(origin, prepend=-1))
+    for begin, end in pairwise([*begins.tolist(), len(origin)]):
+        several = end - begin > 1
+        united[origin[begin]] = shapely.disjoint_subset_union_all(parts[begin:end]) if several else parts[begin]
+    return united
+
+
+def _opened(
+    geometries: NDArray[np.object_], kinds: Sequence[shapely.GeometryType]
+) -> tuple[NDArray[np.object_], NDArray[np.int64]]:
+    """Take collections of some kinds apart, however deep they are nested; also tells which geometry a part is of."""
+    origin = np.arange(len(geometries))
+    while (closed := np.isin(shapely.get_type_id(geometries), kinds)).any():
+        parts, collection = shapely.get_parts(geometries[closed], return_index=True)
+        geometries = np.append(geometries[~closed], parts)
+        origin = np.append(origin[~closed], origin[closed][collection])
+    order = np.argsort(origin, kind="stable")
+    return geometries[order], origin[order]
+
+
+def _are_polygons(geometries: NDArray[np.object_]) -> NDArray[np.bool_]:
+    types = (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON)
+    return np.isin(shapely.get_type_id(geometries), types)
