@@ -15,7 +15,8 @@
     ├── JobFailed           the batch request itself ended FAILED or STOPPED
     ├── TooFewTiles         more tiles failed than limits.min_success allows
     └── TileError           one tile's data is not what was asked for; the others are not affected
-        └── DeliveryError   a file of it is missing or corrupt: order the tile again
+        ├── DeliveryError   a file of it is missing or corrupt: order the tile again
+        └── NotPrepared     the reference's polygons were prepared for other tiles: prepare them for this one
 
 Messages say what was asked, what came, and what to do next.
 """
@@ -86,3 +87,7 @@ class TileError(EopatchFlowError):
 
 class DeliveryError(TileError):
     """A file that was delivered for a tile is missing or corrupt; ordering the tile again may help."""
+
+
+class NotPrepared(TileError):
+    """A reference was prepared for other tiles; it may be prepared for this one."""

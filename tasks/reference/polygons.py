@@ -2,7 +2,8 @@
 
 What is prepared, one set of files per CRS in a local folder, is shared by all workers:
 
-* ``polygons-<epsg>.arrow``: Arrow IPC, mapped into memory; each polygon that touches a tile, as it is burned.
+* ``polygons-<epsg>.arrow``: Arrow IPC, mapped into memory; each polygon that touches a tile, as it is burned, the parts
+  of a multipolygon in a row each.
 * ``rows-<epsg>.npy``: rows of that file, tile by tile; ``tiles-<epsg>.npy``: where each tile's begin and end there.
 
 So a tile costs what its own polygons cost, however many others there are.
@@ -25,16 +26,16 @@ from tasks.grid import Tile
 from tasks.grid.coordinates import crs_of
 from tasks.reference.classification import NULL, UNMAPPED
 from tasks.reference.projection import transform_between
-from tasks.reference.shapes import Geometries, Shapes
+from tasks.reference.shapes import Geometries, Shapes, joined
 from tasks.reference.sources import Bounds
 
 SCHEMA = pa.schema(
     [
-        ("order", pa.int64()),  # of burning: the last one wins
+        ("order", pa.int64()),  # of burning: the last one wins; parts of a polygon have the same
         ("id", pa.int16()),  # of the class, or NULL or UNMAPPED of classification
         ("name", pa.string()),  # of the class; of rows that are in none, the value
         ("repaired", pa.bool_()),
-        ("geometry", pa.large_binary()),  # a multipolygon
+        ("geometry", pa.large_binary()),  # a multipolygon of one
     ]
 )
 MARGIN = 0.05
@@ -55,7 +56,7 @@ class TilePolygons:
     Attributes:
         ids: class of each.
         names: name of each one's class.
-        wkb: multipolygons in the tile's CRS.
+        wkb: multipolygons in the tile's CRS, without those of their parts that do not touch the tile.
         repaired: whether a polygon was invalid.
         without_class: further polygons there, whose class is null.
         unmapped: further polygons there whose value is in no class, by value.
@@ -80,17 +81,33 @@ def polygons_of_tile(folder: Path, tile: Tile) -> TilePolygons | None:
     with pa.memory_map(str(folder / f"polygons-{tile.epsg}.arrow")) as mapped:
         table = _taken(pa.ipc.open_file(mapped), rows)
     ids, order = table["id"].to_numpy(), table["order"].to_numpy()
-    used = np.flatnonzero(ids >= 0)
-    used = used[np.argsort(order[used])]
-    burned = table if np.array_equal(used, np.arange(len(ids))) else table.take(pa.array(used))
+    parts = np.flatnonzero(ids >= 0)
+    parts = parts[np.argsort(order[parts], kind="stable")]
+    used, counts = _runs(order[parts])
+    burned = _rows(table, parts[used])
+    geometry = burned["geometry"].combine_chunks()
+    if len(used) < len(parts):
+        geometry = joined(table["geometry"].take(pa.array(parts)), counts)
+    others = np.flatnonzero(ids < 0)
+    others = others[np.unique(order[others], return_index=True)[1]]
     return TilePolygons(
         ids=burned["id"].to_numpy(),
         names=burned["name"].combine_chunks(),
-        wkb=burned["geometry"].combine_chunks(),
+        wkb=geometry,
         repaired=burned["repaired"].to_numpy(),
-        without_class=int(np.count_nonzero(ids == NULL)),
-        unmapped=dict(Counter(table["name"].take(pa.array(np.flatnonzero(ids == UNMAPPED))).to_pylist())),
+        without_class=int(np.count_nonzero(ids[others] == NULL)),
+        unmapped=dict(Counter(table["name"].take(pa.array(others[ids[others] == UNMAPPED])).to_pylist())),
     )
+
+
+def _runs(values: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where runs of equal values begin, and how long they are."""
+    begins = np.flatnonzero(np.append(True, values[1:] != values[:-1])[: len(values)])
+    return begins, np.diff(begins, append=len(values))
+
+
+def _rows(table: pa.Table, numbers: NDArray[np.int64]) -> pa.Table:
+    return table if np.array_equal(numbers, np.arange(len(table))) else table.take(pa.array(numbers))
 
 
 def _taken(file: "pa.RecordBatchFileReader", rows: NDArray[np.void]) -> pa.Table:
@@ -156,20 +173,22 @@ class Zone:
         return Geometries(polygons)
 
     def add(self, shapes: Shapes, **columns: NDArray[np.generic]) -> NDArray[np.bool_]:
-        """Keep those polygons that touch a tile, with the columns of :data:`SCHEMA`; tells which these are."""
-        polygon, tile = self._touching(shapes)
-        touches = np.zeros(len(shapes), np.bool_)
-        touches[polygon] = True
-        if len(polygon):
-            kept = {name: values[touches] for name, values in columns.items()}
-            geometry = shapes.take(np.flatnonzero(touches)).wkb()
-            arrays = [pa.array((kept | {"geometry": geometry})[field.name], field.type) for field in SCHEMA]
+        """Keep what touches a tile of polygons, with the columns of :data:`SCHEMA`; tells which polygons these are."""
+        parts, polygon = shapes.parts()
+        part, tile = self._touching(parts)
+        kept = np.unique(part)
+        if len(kept):
+            taken = {name: values[polygon[kept]] for name, values in columns.items()}
+            taken["geometry"] = parts.take(kept).wkb()
+            arrays = [pa.array(taken[field.name], field.type) for field in SCHEMA]
             self._sink.write_batch(pa.RecordBatch.from_arrays(arrays, schema=SCHEMA))
-            rows = np.empty(len(polygon), self._TAKEN)
-            rows["batch"], rows["row"] = self._batches, (np.cumsum(touches) - 1)[polygon]
+            rows = np.empty(len(part), self._TAKEN)
+            rows["batch"], rows["row"] = self._batches, np.searchsorted(kept, part)
             self._tiles.append(tile)
             self._rows.append(rows)
             self._batches += 1
+        touches = np.zeros(len(shapes), np.bool_)
+        touches[polygon[kept]] = True
         return touches
 
     def close(self) -> None:

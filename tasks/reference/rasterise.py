@@ -33,7 +33,7 @@ from tasks.eopatches import (
     network_failed,
     outcome_of,
 )
-from tasks.errors import TileError
+from tasks.errors import NotPrepared, TileError
 from tasks.grid import Tile
 from tasks.quality import LabelQuality
 from tasks.reference.burning import burn
@@ -93,7 +93,8 @@ def rasterise_tile(
         file_format: how LULC is stored.
 
     Raises:
-        TileError: there is no converted EOPatch in the folder, or the tile's polygons were not prepared.
+        TileError: there is no converted EOPatch in the folder.
+        NotPrepared: the polygons were prepared for other tiles.
         OSError: the file system fails.
     """
     start = time.monotonic()
@@ -101,7 +102,7 @@ def rasterise_tile(
         raise TileError(f"Tile {tile.name}: there is no converted EOPatch in {folder}; convert the tile first.")
     found = polygons_of_tile(Path(prepared.folder), tile)
     if found is None:
-        raise TileError(f"Tile {tile.name}: no reference was prepared for it; prepare it for this tile too.")
+        raise NotPrepared(f"Tile {tile.name}: no reference was prepared for it; prepare it for this tile too.")
     burned = burn(found.wkb, found.ids, tile, all_touched=prepared.reference.all_touched)
     patch = EOPatch(bbox=BBox(tile.bounds, CRS(tile.epsg)))
     patch[FeatureType.MASK_TIMELESS, "LULC"] = burned.classes[..., np.newaxis]
@@ -164,11 +165,12 @@ def rasterise_reference(
     """Rasterise the reference into the EOPatch at ``patch_url``; see :func:`rasterise_tile`."""
     files, folder = open_filesystem(patch_url, storage)
     prepared = fetched(prepared, tile.epsg, storage)
-    if polygons_of_tile(Path(prepared.folder), tile) is not None:
+    try:
         return rasterise_tile(prepared, tile, files, folder, file_format)
-    with tempfile.TemporaryDirectory(prefix="eopatch-flow-") as alone:  # the service made a tile that was not planned
-        prepared = prepare_reference(prepared.reference, storage, [tile], Path(alone))
-        return rasterise_tile(prepared, tile, files, folder, file_format)
+    except NotPrepared:  # the service made a tile that was not planned
+        with tempfile.TemporaryDirectory(prefix="eopatch-flow-") as alone:
+            prepared = prepare_reference(prepared.reference, storage, [tile], Path(alone))
+            return rasterise_tile(prepared, tile, files, folder, file_format)
 
 
 @task(task_run_name="reference-{tiles[0].name}-and-others", cache_policy=NO_CACHE)

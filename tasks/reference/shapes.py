@@ -43,6 +43,9 @@ class Shapes(Protocol):
     def geometries(self) -> NDArray[np.object_]:
         """Give them as shapely's."""
 
+    def parts(self) -> tuple["Shapes", NDArray[np.int64]]:
+        """Give the parts of multipolygons one by one, and the number of the polygon that each is of, ascending."""
+
     def wkb(self) -> pa.Array:
         """Give each as the WKB of a multipolygon."""
 
@@ -76,6 +79,11 @@ class Geometries:
     def geometries(self) -> NDArray[np.object_]:
         """See :class:`Shapes`."""
         return self.shapes
+
+    def parts(self) -> tuple["Geometries", NDArray[np.int64]]:
+        """See :class:`Shapes`."""
+        parts, polygon = shapely.get_parts(self.shapes, return_index=True)
+        return Geometries(parts), polygon
 
     def wkb(self) -> pa.Array:
         """See :class:`Shapes`."""
@@ -126,6 +134,10 @@ class Rings:
     def geometries(self) -> NDArray[np.object_]:
         """See :class:`Shapes`."""
         return geometries_of(self.wkb())
+
+    def parts(self) -> tuple["Rings", NDArray[np.int64]]:
+        """See :class:`Shapes`."""
+        return self, np.arange(len(self))
 
     def wkb(self) -> pa.Array:
         """See :class:`Shapes`."""
@@ -178,6 +190,18 @@ class Rings:
 def geometries_of(wkb: pa.Array, *, on_invalid: Literal["raise", "ignore"] = "raise") -> NDArray[np.object_]:
     """Read WKB as shapely's geometries; what is invalid raises, or is None."""
     return np.asarray(shapely.from_wkb(wkb.to_numpy(zero_copy_only=False), on_invalid=on_invalid), object)
+
+
+def joined(wkb: pa.Array, counts: NDArray[np.int64]) -> pa.Array:
+    """Join multipolygons of one, as :meth:`Shapes.wkb` gives them, so many of them at a time."""
+    polygons = [value[len(_ALONE_IN_MULTIPOLYGON) :] for value in wkb.to_pylist()]
+    kind = _ALONE_IN_MULTIPOLYGON[:-4]
+    ends = np.cumsum(counts)
+    several = zip((ends - counts).tolist(), ends.tolist(), strict=True)
+    return pa.array(
+        [b"".join([kind, (end - begin).to_bytes(4, "little"), *polygons[begin:end]]) for begin, end in several],
+        pa.large_binary(),
+    )
 
 
 def single_rings(wkb: pa.Array) -> tuple[NDArray[np.int64], Rings]:

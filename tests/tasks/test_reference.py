@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from tasks.arrayfiles import FileFormat
 from tasks.conversion import PatchOptions, convert_tile, is_converted
-from tasks.errors import InvalidInput, TileError
+from tasks.errors import InvalidInput, NotPrepared, TileError
 from tasks.grid import Tile
 from tasks.quality import LabelQuality
 from tasks.reference import (
@@ -29,6 +29,7 @@ from tasks.reference import (
     is_labelled,
     label_quality,
     prepare_reference,
+    rasterise_reference,
     rasterise_tile,
     reference_source,
 )
@@ -232,6 +233,17 @@ def test_a_tile_that_is_not_converted_gets_no_reference(tmp_path: Path) -> None:
 
     with pytest.raises(TileError, match=r"there is no converted EOPatch in .*convert the tile first"):
         rasterise_tile(prepared, TILE, FILES, str(tmp_path / "eopatches" / "eopatch_x"), "npy.gz")
+
+
+def test_a_tile_that_was_not_planned_is_prepared_by_itself(tmp_path: Path, patch: str) -> None:
+    elsewhere = Tile("elsewhere", 32633, (MIN_X - 640, MIN_Y, MIN_X, MAX_Y), TILE.width, TILE.height)
+    prepared = prepare(write(tmp_path / "r.gpkg", [WEST], LULC_ID=[2]), tmp_path, elsewhere)
+
+    with pytest.raises(NotPrepared, match="no reference was prepared for it; prepare it for this tile too"):
+        rasterise_tile(prepared, TILE, FILES, patch, "npy.gz")
+    record = rasterise_reference.fn(TILE, prepared, Storage(), patch, file_format="npy.gz")
+
+    assert record.quality.pixels == {0: 384, 2: 384}
 
 
 def test_reference_and_eopatch_may_both_lie_on_s3(

@@ -300,6 +300,62 @@ def test_a_tile_that_was_not_prepared_is_told_from_one_without_polygons(tmp_path
     assert polygons_of_tile(tmp_path / "work", Tile("other", 32632, TILE.bounds, 32, 24)) is None
 
 
+def test_of_a_layer_with_one_polygon_for_each_class_a_tile_has_only_what_touches_it(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    tiles = [
+        Tile(f"{east}_{north}", 32633, (x, y, x + 640, y + 480), 32, 24)
+        for east, x in enumerate((MIN_X, MIN_X + 640, MIN_X + 9000))
+        for north, y in enumerate((MIN_Y, MIN_Y + 480))
+    ]
+    corners = np.stack(np.meshgrid(np.arange(-20, 60), np.arange(-20, 60)), -1).reshape(-1, 2) * 60.0 + (MIN_X, MIN_Y)
+    boxes = shapely.box(*corners.T, *(corners + random.uniform(20, 60, corners.shape)).T)
+    codes = random.choice(["1", "2", "bog", "none"], len(boxes), p=[0.4, 0.4, 0.1, 0.1])
+    apart = write(tmp_path / "apart.gpkg", list(boxes), code=[None if code == "none" else code for code in codes])
+    whole = [shapely.MultiPolygon(boxes[codes == code].tolist()) for code in ("2", "bog", "1", "none")]
+    dissolved = write(tmp_path / "dissolved.gpkg", whole, code=["2", "bog", "1", None])
+    options = {"class_column": "code", "class_table": {"1": 1, "2": 2}, "unmapped": "leave out"}
+
+    found = []
+    for path in (apart, dissolved):
+        folder = tmp_path / Path(path).stem
+        prepared = prepare_reference(Reference.model_validate({"file": path} | options), Storage(), tiles, folder)
+        found.append([polygons_of_tile(folder, tile) for tile in tiles])
+
+    assert (prepared.findings.polygons, prepared.findings.without_class) == (2, 1)
+    assert prepared.findings.unmapped == {"bog": 1}
+    for tile, ones, wholes in zip(tiles, *found, strict=True):
+        assert ones is not None
+        assert wholes is not None
+        near = bool(len(ones.ids))
+        assert (wholes.ids.tolist(), wholes.unmapped, wholes.without_class) == (
+            ([2, 1], {"bog": 1}, 1) if near else ([], {}, 0)
+        )
+        shapes = shapely.from_wkb(wholes.wkb.to_numpy(zero_copy_only=False))
+        expected = [
+            boxes[(codes == str(number)) & shapely.intersects(boxes, shapely.box(*tile.bounds))]
+            for number in wholes.ids
+        ]
+        assert [
+            shapely.equals(one, shapely.MultiPolygon(list(many))) for one, many in zip(shapes, expected, strict=True)
+        ] == [True] * len(shapes)
+        np.testing.assert_array_equal(
+            burn(wholes.wkb, wholes.ids, tile).classes, burn(ones.wkb, ones.ids, tile).classes
+        )
+    assert [len(ones.ids) > 0 for ones in found[0] if ones] == [True] * 4 + [False] * 2
+
+
+def test_the_smallest_area_and_the_buffer_are_those_of_the_whole_polygon(tmp_path: Path) -> None:
+    far = shapely.box(MIN_X + 5000, MIN_Y, MIN_X + 5100, MIN_Y + 100)
+    here = shapely.box(MIN_X + 100, MIN_Y + 100, MIN_X + 140, MIN_Y + 140)
+    path = write(tmp_path / "r.gpkg", [shapely.MultiPolygon([far, here]), here], LULC_ID=[2, 3])
+
+    found = found_by(Reference(file=path, min_area_m2=5000, buffer_m=20), tmp_path / "work")
+
+    assert found.ids.tolist() == [2]
+    (shape,) = shapely.from_wkb(found.wkb.to_pylist())
+    assert shape.bounds == (MIN_X + 80, MIN_Y + 80, MIN_X + 160, MIN_Y + 160)
+
+
 # ---- identity ----
 
 

@@ -18,7 +18,7 @@ from tasks.grid import Tile
 from tasks.reference import polygons as polygons_module
 from tasks.reference.polygons import Surroundings, polygons_of_tile, zones_of
 from tasks.reference.projection import transform_between
-from tasks.reference.shapes import Geometries, single_rings
+from tasks.reference.shapes import Geometries, joined, single_rings
 
 SQUARE = shapely.box(500_000, 5_000_000, 500_100, 5_000_100)
 BOW_TIE = shapely.Polygon([(0, 0), (10, 10), (10, 0), (0, 10)])
@@ -78,6 +78,17 @@ def test_rings_and_geometries_give_the_same_multipolygons() -> None:
 
     assert moved[0].wkb() == moved[1].wkb()
     assert set(shapely.get_type_id(shapely.from_wkb(moved[0].wkb()))) == {shapely.GeometryType.MULTIPOLYGON}
+
+
+def test_multipolygons_are_taken_apart_and_joined_again() -> None:
+    several = np.array([shapely.MultiPolygon([SQUARE, COMB]), HOLED, None, shapely.MultiPolygon([BOW_TIE])], object)
+
+    parts, polygon = Geometries(several).parts()
+
+    assert parts.geometries().tolist() == [SQUARE, COMB, HOLED, BOW_TIE]
+    assert polygon.tolist() == [0, 0, 1, 3]
+    assert joined(parts.wkb(), np.array([2, 1, 1])) == Geometries(several[[0, 1, 3]]).wkb()
+    assert joined(parts.wkb()[:0], np.array([], np.int64)).to_pylist() == []
 
 
 def test_a_square_is_plain_but_what_crosses_itself_or_is_not_seen_from_its_middle_is_not() -> None:
