@@ -46,6 +46,11 @@ MOST_CELLS, CELLS_A_TILE = 1_000_000, 8
 """With more, of a plane that is cut along the edges of tiles, tiles are in no grid; a grid has one to four a tile."""
 _NONE, _UNTOLD = -1, -2
 """In place of the number of a tile."""
+WIDEST_M = 10_000_000.0
+"""A polygon that reaches farther, a quarter turn, is cut before it is reprojected."""
+EARTH_RADIUS_M = 6_371_000.0
+DEVIATION_PX = 0.1
+"""So far an edge may lie, in its middle, from where it was straight."""
 EVERYWHERE = (-1e12, -1e12, 1e12, 1e12)
 
 
@@ -135,6 +140,7 @@ class Zone:
         by_name = {tile.name: tile for tile in tiles}
         self._names = sorted(by_name)
         self._bounds = np.array([by_name[name].bounds for name in self._names])
+        self._straight_m = _longest_straight_m(min(tile.transform.a for tile in by_name.values()) * _metres(crs_of(epsg)))
         self._boxes = shapely.box(*self._bounds.T)
         shapely.prepare(self._boxes)
         self._tree = shapely.STRtree(self._boxes)
@@ -159,16 +165,25 @@ class Zone:
     def reproject(self, shapes: Shapes, crs: CRS, surroundings: "Surroundings") -> Shapes:
         """Bring polygons into the zone's CRS; those that it cannot hold as a whole are cut to the tiles' surroundings.
 
-        Half a continent is one: a transverse Mercator projection has no place for what lies a quarter turn away.
+        Half a continent is one: a transverse Mercator projection has no place for what lies a quarter turn away, and
+        brings what lies beyond back between its own meridians. Long edges get points, since they are no straight ones
+        here.
         """
         transform = transform_between(crs, crs_of(self._epsg))
-        there = shapes.transformed(transform)
-        lost = np.flatnonzero(~_finite(there.bounds))
+        if crs == crs_of(self._epsg):
+            return shapes
+        sizes = (shapes.bounds[:, 2:] - shapes.bounds[:, :2]).max(axis=1)
+        longest, widest = self._straight_m / _metres(crs), WIDEST_M / _metres(crs)
+        wide = sizes > widest
+        pointed = shapes.segmentized(np.flatnonzero((sizes > longest / np.sqrt(2)) & ~wide), longest)
+        there = pointed.transformed(transform)
+        lost = np.flatnonzero(wide | ~_finite(there.bounds))
         if len(lost) == 0:
             return there
-        cut = shapely.intersection(shapes.take(lost).geometries(), surroundings.outline)
+        cut, _ = polygonal(shapely.intersection(shapes.take(lost).geometries(), surroundings.outline))
+        cut[(shapely.bounds(cut)[:, 2:] - shapely.bounds(cut)[:, :2]).max(axis=1) > widest] = None
         polygons = there.geometries().copy()
-        polygons[lost] = Geometries(polygonal(cut)[0]).transformed(transform).shapes
+        polygons[lost] = shapely.transform(shapely.segmentize(cut, longest), transform)
         polygons[~_finite(shapely.bounds(polygons))] = None
         return Geometries(polygons)
 
@@ -176,20 +191,20 @@ class Zone:
         """Keep what touches a tile of polygons, with the columns of :data:`SCHEMA`; tells which polygons these are."""
         parts, polygon = shapes.parts()
         part, tile = self._touching(parts)
-        kept = np.unique(part)
+        touches = np.zeros(len(parts), np.bool_)
+        touches[part] = True
+        kept = np.flatnonzero(touches)
         if len(kept):
             taken = {name: values[polygon[kept]] for name, values in columns.items()}
             taken["geometry"] = parts.take(kept).wkb()
             arrays = [pa.array(taken[field.name], field.type) for field in SCHEMA]
             self._sink.write_batch(pa.RecordBatch.from_arrays(arrays, schema=SCHEMA))
             rows = np.empty(len(part), self._TAKEN)
-            rows["batch"], rows["row"] = self._batches, np.searchsorted(kept, part)
+            rows["batch"], rows["row"] = self._batches, (np.cumsum(touches) - 1)[part]
             self._tiles.append(tile)
             self._rows.append(rows)
             self._batches += 1
-        touches = np.zeros(len(shapes), np.bool_)
-        touches[polygon[kept]] = True
-        return touches
+        return np.bincount(polygon[kept], minlength=len(shapes)) > 0
 
     def close(self) -> None:
         """Write the index by tile."""
@@ -302,6 +317,20 @@ class Surroundings:
     def _cells(self, bounds: NDArray[np.float64]) -> NDArray[np.int64]:
         cells: NDArray[np.float64] = np.floor((bounds - self._low) / self._size * CELLS) + 1
         return np.clip(cells, 0, CELLS + 1).astype(np.int64)
+
+
+def _metres(crs: CRS) -> float:
+    """Length of a CRS's unit; of a degree, along a meridian."""
+    factor = float(crs.axis_info[0].unit_conversion_factor)
+    return factor * EARTH_RADIUS_M if crs.is_geographic else factor
+
+
+def _longest_straight_m(pixel: float) -> float:
+    """Length of an edge that comes out as bent as it may be.
+
+    The sagitta of an arc of length L is L² / 8 r. Edges of maps are bent less than twice as much as the Earth.
+    """
+    return float(np.sqrt(4 * EARTH_RADIUS_M * DEVIATION_PX * pixel))
 
 
 def _finite(bounds: NDArray[np.float64]) -> NDArray[np.bool_]:

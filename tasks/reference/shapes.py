@@ -40,6 +40,9 @@ class Shapes(Protocol):
     def transformed(self, transform: Transform) -> Self:
         """Bring all points elsewhere."""
 
+    def segmentized(self, places: NDArray[np.integer], longest: float) -> Self:
+        """Add points to some of them, evenly on each edge that is longer, so that no edge is."""
+
     def geometries(self) -> NDArray[np.object_]:
         """Give them as shapely's."""
 
@@ -75,6 +78,14 @@ class Geometries:
     def transformed(self, transform: Transform) -> "Geometries":
         """See :class:`Shapes`."""
         return Geometries(np.asarray(shapely.transform(self.shapes, transform), object))
+
+    def segmentized(self, places: NDArray[np.integer], longest: float) -> "Geometries":
+        """See :class:`Shapes`."""
+        if len(places) == 0:
+            return self
+        shapes = self.shapes.copy()
+        shapes[places] = shapely.segmentize(shapes[places], longest)
+        return Geometries(shapes)
 
     def geometries(self) -> NDArray[np.object_]:
         """See :class:`Shapes`."""
@@ -125,11 +136,28 @@ class Rings:
         chosen[places] = True
         points = self.points.view(np.complex128)[:, 0]  # a number for both: NumPy takes them twice as fast
         points = points.compress(np.repeat(chosen, self.counts))
-        return Rings(self.counts[chosen], points.view(np.float64).reshape(-1, 2))
+        taken = Rings(self.counts[chosen], points.view(np.float64).reshape(-1, 2))
+        vars(taken)["bounds"] = self.bounds[chosen]  # or they would be looked for again
+        return taken
 
     def transformed(self, transform: Transform) -> "Rings":
         """See :class:`Shapes`."""
         return Rings(self.counts, transform(self.points))
+
+    def segmentized(self, places: NDArray[np.integer], longest: float) -> "Rings":
+        """See :class:`Shapes`."""
+        if len(places) == 0:
+            return self
+        ring = np.repeat(np.arange(len(self)), self.counts)
+        edge = np.flatnonzero((ring[:-1] == ring[1:]) & np.isin(ring[:-1], places))
+        step = self.points[edge + 1] - self.points[edge]
+        pieces = np.ceil(np.hypot(*step.T) / longest).astype(np.int64)
+        more = np.maximum(pieces - 1, 0)
+        number = np.arange(1, more.sum() + 1) - np.repeat(np.cumsum(more) - more, more)
+        share = number / np.repeat(pieces, more)
+        between = np.repeat(self.points[edge], more, axis=0) + np.repeat(step, more, axis=0) * share[:, np.newaxis]
+        counts = self.counts + np.bincount(ring[edge], more, minlength=len(self)).astype(np.int64)
+        return Rings(counts, np.insert(self.points, np.repeat(edge + 1, more), between, axis=0))
 
     def geometries(self) -> NDArray[np.object_]:
         """See :class:`Shapes`."""
