@@ -46,8 +46,12 @@ MOST_CELLS, CELLS_A_TILE = 1_000_000, 8
 """With more, of a plane that is cut along the edges of tiles, tiles are in no grid; a grid has one to four a tile."""
 _NONE, _UNTOLD = -1, -2
 """In place of the number of a tile."""
+PSEUDO_MERCATOR = "Popular Visualisation Pseudo Mercator"
+"""EPSG's name of the projection of web maps."""
 WIDEST_M = 10_000_000.0
 """A polygon that reaches farther, a quarter turn, is cut before it is reprojected."""
+MOST_POINTS = 100_000
+"""So many are put on an edge at most."""
 EARTH_RADIUS_M = 6_371_000.0
 DEVIATION_PX = 0.1
 """So far an edge may lie, in its middle, from where it was straight."""
@@ -140,7 +144,9 @@ class Zone:
         by_name = {tile.name: tile for tile in tiles}
         self._names = sorted(by_name)
         self._bounds = np.array([by_name[name].bounds for name in self._names])
-        self._straight_m = _longest_straight_m(min(tile.transform.a for tile in by_name.values()) * _metres(crs_of(epsg)))
+        self._straight_m = _longest_straight_m(
+            min(tile.transform.a for tile in by_name.values()) * _metres(crs_of(epsg))
+        )
         self._boxes = shapely.box(*self._bounds.T)
         shapely.prepare(self._boxes)
         self._tree = shapely.STRtree(self._boxes)
@@ -151,15 +157,22 @@ class Zone:
         self._rows: list[NDArray[np.void]] = []
 
     def boxes_in(self, crs: CRS, buffer_m: float) -> NDArray[np.float64]:
-        """Give bounds of the tiles in another CRS, with a margin, (tile, 4); everywhere, where they cannot be told."""
+        """Give bounds of the tiles in another CRS, with a margin, (tile, 4); everywhere, where they cannot be told.
+
+        Where a CRS goes around the Earth, they are side by side, if need be beyond its edge.
+        """
         sizes = self._bounds[:, 2:] - self._bounds[:, :2]
         margins = MARGIN * sizes + buffer_m
         grown = shapely.box(*np.hstack([self._bounds[:, :2] - margins, self._bounds[:, 2:] + margins]).T)
-        lines = shapely.segmentize(grown, sizes.max(axis=1) / 8)
-        bounds = Geometries(lines).transformed(transform_between(crs_of(self._epsg), crs)).bounds
-        bounds[~_finite(bounds)] = EVERYWHERE
-        if crs.is_geographic:
-            bounds[bounds[:, 2] - bounds[:, 0] > 180] = EVERYWHERE  # across the antimeridian
+        lines = Geometries(shapely.segmentize(grown, sizes.max(axis=1) / 8))
+        lines = lines.transformed(transform_between(crs_of(self._epsg), crs))
+        bounds, turn = lines.bounds, turn_of(crs)
+        across = np.flatnonzero(bounds[:, 2] - bounds[:, 0] > turn / 2)
+        bounds[across] = lines.take(across).transformed(lambda p: np.column_stack([p[:, 0] % turn, p[:, 1]])).bounds
+        bounds[~_finite(bounds) | (bounds[:, 2] - bounds[:, 0] > turn / 2)] = EVERYWHERE
+        somewhere = bounds[:, 2] < EVERYWHERE[2]
+        middle = (bounds[somewhere, 0] + bounds[somewhere, 2]) / 2
+        bounds[somewhere, 0::2] -= turns(middle - middle[:1], turn)[:, np.newaxis]
         return bounds
 
     def reproject(self, shapes: Shapes, crs: CRS, surroundings: "Surroundings") -> Shapes:
@@ -172,7 +185,7 @@ class Zone:
         transform = transform_between(crs, crs_of(self._epsg))
         if crs == crs_of(self._epsg):
             return shapes
-        sizes = (shapes.bounds[:, 2:] - shapes.bounds[:, :2]).max(axis=1)
+        sizes = _sizes(shapes.bounds)
         longest, widest = self._straight_m / _metres(crs), WIDEST_M / _metres(crs)
         wide = sizes > widest
         pointed = shapes.segmentized(np.flatnonzero((sizes > longest / np.sqrt(2)) & ~wide), longest)
@@ -181,9 +194,9 @@ class Zone:
         if len(lost) == 0:
             return there
         cut, _ = polygonal(shapely.intersection(shapes.take(lost).geometries(), surroundings.outline))
-        cut[(shapely.bounds(cut)[:, 2:] - shapely.bounds(cut)[:, :2]).max(axis=1) > widest] = None
         polygons = there.geometries().copy()
-        polygons[lost] = shapely.transform(shapely.segmentize(cut, longest), transform)
+        steps = np.fmax(longest, _sizes(shapely.bounds(cut)) / MOST_POINTS)
+        polygons[lost] = shapely.transform(shapely.segmentize(cut, steps), transform)
         polygons[~_finite(shapely.bounds(polygons))] = None
         return Geometries(polygons)
 
@@ -282,9 +295,20 @@ def zones_of(tiles: Iterable[Tile], folder: Path) -> list[Zone]:
     return [Zone(epsg, members, folder) for epsg, members in sorted(by_epsg.items())]
 
 
-def around(boxes: Iterable[NDArray[np.float64]]) -> Bounds:
-    """Bounds of all boxes."""
-    together = np.concatenate(list(boxes))
+def around(boxes: Iterable[NDArray[np.float64]], crs: CRS, extent: Bounds | None) -> Bounds:
+    """Bounds of all boxes; where the CRS goes around the Earth, those a turn away too if polygons may lie there.
+
+    Args:
+        boxes: (n, 4) each.
+        crs: of boxes and polygons.
+        extent: bounds of the polygons; None where it is not known, then they are where the CRS begins and ends.
+    """
+    together, turn = np.concatenate(list(boxes)), turn_of(crs)
+    if np.isfinite(turn):
+        west, _, east, _ = extent or (-turn / 2, 0.0, turn / 2, 0.0)
+        copies = np.concatenate([_moved(together, shift) for shift in (0.0, -turn, turn)])
+        there = (copies[:, 0] <= east) & (copies[:, 2] >= west)
+        together = copies[there] if there.any() else together
     return (*together[:, :2].min(axis=0).tolist(), *together[:, 2:].max(axis=0).tolist())
 
 
@@ -293,12 +317,16 @@ class Surroundings:
 
     Args:
         boxes: west, south, east and north, (n, 4).
+        turn: how far it is once around the Earth: there, eastwards and westwards, boxes are again.
     """
 
-    def __init__(self, boxes: NDArray[np.float64]) -> None:
-        self.outline = shapely.box(*around([boxes]))
-        self._low = np.tile(boxes[:, :2].min(axis=0), 2)
-        self._size = np.tile(boxes[:, 2:].max(axis=0), 2) - self._low
+    def __init__(self, boxes: NDArray[np.float64], turn: float = np.inf) -> None:
+        around = np.hstack([boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)])
+        self._shifts = (0.0, -turn, turn) if around[2] - around[0] < turn else (0.0,)
+        self._around = around
+        self.outline = shapely.multipolygons([shapely.box(*_moved(around, shift)) for shift in self._shifts])
+        self._low = np.tile(around[:2], 2)
+        self._size = np.tile(around[2:], 2) - self._low
         taken = np.zeros((CELLS + 2, CELLS + 2), np.int32)  # a cell on each side stands for all that is beyond
         for west, south, east, north in self._cells(boxes).tolist():
             taken[south : north + 1, west : east + 1] = 1
@@ -307,16 +335,51 @@ class Surroundings:
     def meet(self, bounds: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Whether bounds, (n, 4), come near a box: all that meet one do; those that are not finite do not."""
         meet = np.zeros(len(bounds), np.bool_)
-        finite = np.flatnonzero(_finite(bounds))
-        west, south, east, north = self._cells(bounds[finite]).T
+        finite = _finite(bounds)
+        for shift in self._shifts:
+            west, _, east, _ = _moved(self._around, shift)
+            some = np.flatnonzero(finite & (bounds[:, 0] <= east) & (bounds[:, 2] >= west))
+            meet[some] |= self._meet(_moved(bounds[some], -shift))
+        return meet
+
+    def _meet(self, bounds: NDArray[np.float64]) -> NDArray[np.bool_]:
+        west, south, east, north = self._cells(bounds).T
         sums = self._sums
         within = sums[north + 1, east + 1] - sums[south, east + 1] - sums[north + 1, west] + sums[south, west]
-        meet[finite] = within > 0
-        return meet
+        return np.asarray(within > 0)
 
     def _cells(self, bounds: NDArray[np.float64]) -> NDArray[np.int64]:
         cells: NDArray[np.float64] = np.floor((bounds - self._low) / self._size * CELLS) + 1
         return np.clip(cells, 0, CELLS + 1).astype(np.int64)
+
+
+def turn_of(crs: CRS) -> float:
+    """How far it is once around the Earth along x, in a CRS's unit; infinite where x does not go around.
+
+    PROJ takes points of such a CRS beyond its edge for those a turn away.
+    """
+    unit = float(crs.axis_info[0].unit_conversion_factor)
+    if crs.is_geographic:
+        return 2 * np.pi / unit
+    operation = crs.coordinate_operation
+    if operation is None or operation.method_name != PSEUDO_MERCATOR or crs.ellipsoid is None:
+        return np.inf
+    return 2 * np.pi * float(crs.ellipsoid.semi_major_metre) / unit
+
+
+def turns(distance: NDArray[np.float64], turn: float) -> NDArray[np.float64]:
+    """The whole turns in distances, to the nearest."""
+    return np.rint(distance / turn) * turn if np.isfinite(turn) else np.zeros(len(distance))
+
+
+def _moved(bounds: NDArray[np.float64], shift: float) -> NDArray[np.float64]:
+    """Bounds farther east; (..., 4)."""
+    return np.asarray(bounds + np.array([shift, 0.0, shift, 0.0]))
+
+
+def _sizes(bounds: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Longer side of each."""
+    return np.asarray((bounds[:, 2:] - bounds[:, :2]).max(axis=1))
 
 
 def _metres(crs: CRS) -> float:

@@ -108,6 +108,13 @@ class PostgisSource:
             yield Rows(places, pa.array(columns[0]), names, pa.array(columns[-1], pa.binary()))
             before += len(rows)
 
+    def extent(self) -> Bounds | None:
+        """See :class:`tasks.reference.sources.Source`."""
+        sides = sql.SQL(", ").join(map(sql.SQL, ("ST_XMin(b)", "ST_YMin(b)", "ST_XMax(b)", "ST_YMax(b)")))
+        extent = sql.SQL("SELECT {} FROM (SELECT ST_Extent({}) AS b").format(sides, sql.Identifier(self._geometry))
+        west, south, east, north = self._one(extent + self._from() + sql.SQL(") AS bounds"))
+        return None if west is None else (west, south, east, north)
+
     def without_geometry(self) -> int | None:
         """See :class:`tasks.reference.sources.Source`."""
         nothing = sql.SQL(" WHERE {0} IS NULL OR ST_IsEmpty({0})").format(sql.Identifier(self._geometry))

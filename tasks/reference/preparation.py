@@ -22,7 +22,7 @@ from tasks.reference.address import is_database
 from tasks.reference.classification import NULL, UNMAPPED, Classifier, as_text
 from tasks.reference.files import identity_of_files, is_local, local_copy
 from tasks.reference.parameters import Input, Reference, codes_of
-from tasks.reference.polygons import Surroundings, around, polygonal, zones_of
+from tasks.reference.polygons import Surroundings, around, polygonal, turn_of, zones_of
 from tasks.reference.postgis import PostgisSource
 from tasks.reference.shapes import Geometries, Shapes, geometries_of, single_rings
 from tasks.reference.sources import PLACES, Rows, Source, open_source
@@ -250,8 +250,8 @@ class _Preparation:
     def add(self, number: int, one: Input, source: Source) -> None:
         """Take the polygons of a source."""
         boxes = [zone.boxes_in(source.crs, max(self._reference.buffer_m, 0.0)) for zone in self._zones]
-        near = [Surroundings(bounds) for bounds in boxes]
-        bounds = around(boxes)
+        near = [Surroundings(bounds, turn_of(source.crs)) for bounds in boxes]
+        bounds = around(boxes, source.crs, source.extent())
         classifier = _classifier(self._reference)
         nowhere = 0
         name_column = _name_column(one, source)

@@ -72,6 +72,9 @@ class Source(Protocol):
     def rows(self, class_column: str, name_column: str | None, bounds: Bounds | None) -> Iterator[Rows]:
         """Give rows batch by batch; with ``bounds`` at least those whose polygon comes near them."""
 
+    def extent(self) -> Bounds | None:
+        """Bounds of all polygons; None where that would have to be found out, or ``rows`` leaves nothing out."""
+
     def without_geometry(self) -> int | None:
         """Count the rows without a geometry; None where ``rows`` gives them all, to be counted there."""
 
@@ -134,6 +137,11 @@ class VectorSource:
             before += len(fids)
         if not self._indexed:
             self._check_complete(before)
+
+    def extent(self) -> Bounds | None:
+        """See :class:`Source`."""
+        extent: Bounds | None = self._info["total_bounds"]
+        return extent
 
     def without_geometry(self) -> int | None:
         """See :class:`Source`."""
@@ -290,6 +298,10 @@ class ParquetSource:
             place = np.arange(before, before + batch.num_rows)
             yield Rows(place, batch.column(class_column), names, batch.column(self._geometry))
             before += batch.num_rows
+
+    def extent(self) -> Bounds | None:
+        """See :class:`Source`."""
+        return None
 
     def without_geometry(self) -> int | None:
         """See :class:`Source`."""
