@@ -14,6 +14,7 @@ import shapely
 from pydantic import SecretStr
 
 from tasks.errors import InvalidInput
+from tasks.grid import Tile
 from tasks.reference import Reference, burn, check_reference, prepare_reference, reference_source
 from tasks.reference.polygons import polygons_of_tile
 from tasks.reference.postgis import PostgisCredentials
@@ -87,6 +88,24 @@ def test_polygons_of_a_table_become_labels_in_the_order_of_its_primary_key(url: 
     assert (burn(found.wkb, found.ids, TILE).classes == 1).all()
     findings = prepared.findings
     assert (findings.polygons, findings.without_polygon, findings.without_class) == (2, 1, 1)
+
+
+def test_a_table_may_have_longitudes_of_0_to_360(url: str, postgis: Postgres, tmp_path: Path) -> None:
+    postgis.query(
+        "CREATE TABLE islands (id int PRIMARY KEY, geom geometry(Polygon, 4326));"
+        "INSERT INTO islands VALUES (3, ST_MakeEnvelope(177, -19, 184, -15, 4326)), (4, NULL)",
+        DATABASE,
+    )
+    tile = Tile("t", 32701, (390_000, 8_120_000, 390_320, 8_120_320), 32, 32)  # at 178 degrees west
+
+    reference = Reference(file=url, layer="islands", class_column="id")
+    prepared = prepare_reference(reference, STORAGE, [tile], tmp_path)
+    postgis.query("DROP TABLE islands", DATABASE)
+
+    found = polygons_of_tile(tmp_path, tile)
+    assert found is not None
+    assert (burn(found.wkb, found.ids, tile).classes == 3).all()
+    assert prepared.findings.polygons == 1
 
 
 def test_a_reference_in_a_database_is_checked_at_once(url: str) -> None:
