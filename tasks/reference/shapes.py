@@ -146,17 +146,20 @@ class Rings:
 
     def segmentized(self, places: NDArray[np.integer], longest: float) -> "Rings":
         """See :class:`Shapes`."""
-        if len(places) == 0:
-            return self
-        ring = np.repeat(np.arange(len(self)), self.counts)
-        edge = np.flatnonzero((ring[:-1] == ring[1:]) & np.isin(ring[:-1], places))
+        edges = self.counts[places] - 1
+        ring = np.repeat(places, edges)
+        edge = np.repeat(self.begins[places] - np.cumsum(edges) + edges, edges) + np.arange(edges.sum())
         step = self.points[edge + 1] - self.points[edge]
         pieces = np.ceil(np.hypot(*step.T) / longest).astype(np.int64)
-        more = np.maximum(pieces - 1, 0)
+        long = np.flatnonzero(pieces > 1)
+        if len(long) == 0:
+            return self
+        ring, edge, step, pieces = ring[long], edge[long], step[long], pieces[long]
+        more = pieces - 1
         number = np.arange(1, more.sum() + 1) - np.repeat(np.cumsum(more) - more, more)
         share = number / np.repeat(pieces, more)
         between = np.repeat(self.points[edge], more, axis=0) + np.repeat(step, more, axis=0) * share[:, np.newaxis]
-        counts = self.counts + np.bincount(ring[edge], more, minlength=len(self)).astype(np.int64)
+        counts = self.counts + np.bincount(ring, more, minlength=len(self)).astype(np.int64)
         return Rings(counts, np.insert(self.points, np.repeat(edge + 1, more), between, axis=0))
 
     def geometries(self) -> NDArray[np.object_]:
