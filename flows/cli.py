@@ -106,7 +106,11 @@ def plan(
     """Show tiles, dates, acquisitions, price and what exists already. Nothing is created or bought."""
     from flows.parameters import read_config
     from tasks.report import plan_json, write_plan
+    from tasks.storage import check_parent
 
+    for option, file in (("--json", as_json), ("--geopackage", geopackage)):
+        if file is not None:
+            check_parent(file, option)
     found = _show_plan(read_config(config))
     if as_json is not None:
         as_json.write_text(plan_json(found), encoding="utf-8")
@@ -379,7 +383,8 @@ def _tell(error: Exception) -> None:
 
     text = f"eopatch-flow: {error}"
     if isinstance(error, OSError | BotoCoreError):
-        text = f"eopatch-flow: {error!r}\nA file or the network failed. Run again: what is done is not repeated."
+        text = f"eopatch-flow: {str(error) or repr(error)}\n"
+        text += "A file or the network failed. Run again: what is done is not repeated."
     typer.echo(text, err=True)
 
 
@@ -406,21 +411,31 @@ def _show_plan(parameters: "LandCover", *, with_service: bool = False) -> "Plan"
 
     Raises:
         BudgetExceeded: it would be refused, after the plan has been shown.
+        InvalidInput: there is nothing to buy, or to label with; also after that.
     """
     from rich.console import Console
     from rich.markdown import Markdown
 
-    from flows.order import prepare, survey_order
-    from flows.planning import make_plan
+    from flows.order import prepare, prepared_reference, survey_order
+    from flows.planning import check_scenes, make_plan
     from tasks.batch import check_budget
     from tasks.report import plan_markdown
 
     order = prepare(parameters, with_service=with_service)
-    found = make_plan(order, survey_order(order))
+    records = survey_order(order)
+    found = make_plan(order, records)
     Console().print(Markdown(plan_markdown(found)))
-    typer.echo(found.request)
-    if with_service and found.left_pu.high:
-        check_budget(found.price_pu.high, len(found.tiles), parameters.limits)
+    if with_service:
+        price, limits = found.price_pu.high, parameters.limits
+        with prepared_reference(order, records):
+            check_scenes(found)
+        if found.left_pu.high:
+            check_budget(price, len(found.tiles), limits)
+            if limits.ask_above_pu is not None and price > limits.ask_above_pu:
+                typer.echo(
+                    f"A person has to approve it: {price:,.2f} PU is above limits.ask_above_pu of "
+                    f"{limits.ask_above_pu:,.10g}. Where nobody can be asked, a run ends without buying."
+                )
     return found
 
 

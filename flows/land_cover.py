@@ -14,7 +14,7 @@ from flows.follow import Pipeline, follow
 from flows.order import deliver_tiles_file, prepared_reference, survey_destination, validate
 from flows.ownership import owned, stop_what_was_left
 from flows.parameters import MAX_THREADS, SAMPLE_AREA, SAMPLE_PERIOD, SAMPLE_REFERENCE, LandCover, Run, today
-from flows.planning import plan_order
+from flows.planning import check_scenes, plan_order
 from flows.quiet import quieten
 from flows.repair import repair
 from flows.watching import shown, tell_request
@@ -81,6 +81,7 @@ def land_cover(  # noqa: PLR0913, PLR0917 - each is one part of the form that a 
     with owned(order) as ownership:
         records = survey_destination(order)
         plan = plan_order(order, records)
+        check_scenes(plan)
         with (
             prepared_reference(order, records) as labels,
             Pipeline(order, labels, records) as pipeline,

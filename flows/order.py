@@ -32,7 +32,7 @@ from tasks.conversion import (
     land_cover_mapping,
     with_bands,
 )
-from tasks.errors import EopatchFlowError, InvalidInput
+from tasks.errors import EopatchFlowError, InvalidInput, Unavailable
 from tasks.evalscript import USERDATA, Imagery, Script, load_script, output_dates
 from tasks.grid import Tile
 from tasks.ledger import TileRecord, TileState, fingerprint, read_ledger
@@ -58,7 +58,7 @@ from tasks.reference import (
     staged,
 )
 from tasks.service import Service
-from tasks.storage import Storage, check_writable, open_filesystem, read_file, s3_keys
+from tasks.storage import Storage, check_writable, is_loopback, open_filesystem, read_file, s3_keys
 
 T = TypeVar("T")
 
@@ -136,10 +136,12 @@ class Problems:
 
     Attributes:
         found: one line a problem.
+        may_pass: whether all of them are of a service that could not answer now.
     """
 
     def __init__(self) -> None:
         self.found: list[str] = []
+        self.may_pass = True
 
     def attempt(self, place: str, check: Callable[[], T]) -> Callable[[], T]:
         """Check, and give what the check gave, to be called for.
@@ -152,6 +154,7 @@ class Problems:
             return _told_already
         except EopatchFlowError as error:
             text = str(error)
+            self.may_pass &= isinstance(error, Unavailable)
             self.found.append(text if text.startswith(place) else f"{place}: {text}")
             return _told_already
         return lambda: value
@@ -174,14 +177,15 @@ def prepare(parameters: LandCover, *, with_service: bool = False) -> Order:
 
     Raises:
         InvalidInput: all problems that were found, one a line, each with its parameter.
+        Unavailable: there is no other than that the service could not answer.
     """
     problems = Problems()
     keys = problems.attempt("storage.credentials_block", lambda: s3_keys(parameters.storage))
     order = _resolved(parameters, keys, problems)
     if with_service:
-        problems.found += _of_others(parameters, keys, None if problems.found else survey_order(order()))
+        _check_others(problems, parameters, keys, None if problems.found else survey_order(order()))
     if problems.found:
-        raise InvalidInput("\n".join(problems.found))
+        raise (Unavailable if problems.may_pass else InvalidInput)("\n".join(problems.found))
     return order()
 
 
@@ -201,6 +205,7 @@ def _resolved(parameters: LandCover, keys: Callable[[], object], problems: Probl
     attempt("storage.tiles_url", lambda: _check_place(storage.tiles_url, "the delivery", storage, keys))
     attempt("storage.destination", lambda: _check_lasting(storage.destination))
     attempt("storage.destination", lambda: _check_place(storage.destination, "the destination", storage, keys))
+    attempt("storage.endpoint_url", lambda: _check_endpoint(parameters))
     attempt("imagery.cloud_mask", lambda: _check_mask(parameters))
     attempt("storage.iam_role_arn", lambda: _check_role(parameters))
     return attempt(
@@ -220,16 +225,16 @@ def _resolved(parameters: LandCover, keys: Callable[[], object], problems: Probl
     )
 
 
-def _of_others(parameters: LandCover, keys: Callable[[], object], records: Sequence[TileRecord] | None) -> list[str]:
-    """What is wrong with the service and with a cluster, where the tiles need them; None: it is not known."""
+def _check_others(
+    problems: Problems, parameters: LandCover, keys: Callable[[], object], records: Sequence[TileRecord] | None
+) -> None:
+    """Check the service and a cluster, where the tiles need them; None: it is not known."""
     states = {TileState.PENDING} if records is None else {record.state for record in records}
-    problems = Problems()
     if TileState.PENDING in states:
         problems.attempt("service", lambda: check_access(parameters.service))
         problems.attempt("storage", lambda: _check_keys(parameters.storage, keys))
     if states & {TileState.PENDING, TileState.CONVERTED}:
         problems.attempt("run.dask_address", lambda: check_workers(parameters.run, parameters.storage))
-    return problems.found
 
 
 def survey_order(order: Order) -> list[TileRecord]:
@@ -286,6 +291,12 @@ def prepared_reference(order: Order, records: Iterable[TileRecord]) -> Iterator[
         return
     with tempfile.TemporaryDirectory(prefix="eopatch-flow-") as folder:
         prepared = prepare_reference(reference, storage, tiles, Path(folder))
+        if prepared.findings.polygons == 0 and len(tiles) == len(order.tiles):
+            files = ", ".join(one.title for one in reference.inputs)
+            raise InvalidInput(
+                f"reference: {files}: no polygon with a class touches any of the {len(tiles):,} tiles; check its "
+                "coordinate reference system and the order of its coordinates. Without labels: reference: null."
+            )
         yield staged(prepared, storage) if order.parameters.run.tiles_on == "dask" else prepared
 
 
@@ -342,6 +353,15 @@ def _mapping(parameters: LandCover, script: Script) -> FeatureMapping:
     return mapping
 
 
+def _check_endpoint(parameters: LandCover) -> None:
+    service, endpoint = parameters.service.base_url, parameters.storage.endpoint_url
+    if is_loopback(endpoint) and not is_loopback(service):
+        raise InvalidInput(
+            f"{endpoint} is on this machine, where {service} cannot deliver; name the bucket's endpoint, or null for "
+            "AWS."
+        )
+
+
 def _check_labels(mapping: FeatureMapping, reference: ReferenceSource | None) -> None:
     taken = [
         rule.name for rule in mapping.features if (rule.feature_type, rule.name.upper()) == ("mask_timeless", "LULC")
@@ -380,7 +400,7 @@ def _reference(
         where = f" at {storage.endpoint_url or 'AWS'}" if "s3://" in files else ""
         raise InvalidInput(
             f"{files}{where} cannot be reached: {error}. Check that the server runs, the path, and the "
-            "rights; without labels, leave reference empty."
+            "rights. Without labels: reference: null."
         ) from error
     check_units(reference, tiles())
     return source

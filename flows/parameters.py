@@ -2,13 +2,16 @@
 
 import json
 import re
+from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, date, datetime
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import yaml
 from prefect.runtime import flow_run
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tasks.batch import Limits
 from tasks.conversion import FeatureMapping, PatchOptions
@@ -173,10 +176,35 @@ def read_config(path: Path) -> LandCover:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        is_json = path.suffix == ".json"
+        content = json.loads(text, object_pairs_hook=_mapping) if is_json else yaml.load(text, _Loader)  # noqa: S506
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InvalidInput(f"The configuration {path} cannot be read: {error}") from error
     return parse_config({} if content is None else content, str(path))
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice: the first value would be lost in silence, a price cap perhaps."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """See the base class."""
+        lines: dict[object, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                raise ValueError(
+                    f"'{key.value}' stands in line {lines[key.value]} and again in line {line}; remove one"
+                )
+            lines[key.value] = line
+        return super().construct_mapping(node, deep)
+
+
+def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of JSON, whose keys must differ."""
+    repeated = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+    if repeated:
+        raise ValueError(f"'{repeated[0]}' stands twice in one object; remove one")
+    return dict(pairs)
 
 
 def parse_config(content: Any, source: str) -> LandCover:
@@ -190,8 +218,18 @@ def parse_config(content: Any, source: str) -> LandCover:
     try:
         return LandCover.model_validate({name: value for name, value in content.items() if name != "$schema"})
     except ValidationError as error:
-        lines = "\n".join(f"  {_problem(one)}" for one in error.errors())
-        raise InvalidInput(f"The configuration {source} has {error.error_count()} problem(s):\n{lines}") from error
+        lines = [f"  {_problem(one)}" for one in _causes(error.errors())]
+        raise InvalidInput("\n".join([f"The configuration {source} has {len(lines)} problem(s):", *lines])) from error
+
+
+def _causes(errors: Sequence[Any]) -> list[Any]:
+    """Leave out that a list is too short where what is wrong with its members is told."""
+    places = [one["loc"] for one in errors]
+
+    def inside(place: tuple[int | str, ...]) -> bool:
+        return any(len(other) > len(place) and other[: len(place)] == place for other in places)
+
+    return [one for one in errors if one["type"] != "too_short" or not inside(one["loc"])]
 
 
 def _problem(error: Any) -> str:
@@ -204,4 +242,22 @@ def _problem(error: Any) -> str:
         or re.search("@|password", str(error["input"]))
     )
     came = "" if hidden else f" (came: {error['input']!r})"  # a misplaced secret is not repeated
+    if error["type"] == "extra_forbidden":
+        return f"{place}: {_unknown(error['loc'])}"
     return f"{place}: {text}{came}"
+
+
+def _unknown(place: Sequence[int | str]) -> str:
+    """Say of a key that is no parameter which it may have been meant for."""
+    model: type[BaseModel] | None = LandCover
+    for part in place[:-1]:
+        field = None if model is None or isinstance(part, int) else model.model_fields.get(part)
+        if field is not None:
+            found = [one for one in (field.annotation, *get_args(field.annotation)) if isinstance(one, type)]
+            model = next((one for one in found if issubclass(one, BaseModel)), None)
+        elif not isinstance(part, int):
+            model = None
+    names = sorted(model.model_fields) if model is not None else []
+    near = get_close_matches(str(place[-1]), names, 1, 0.5)
+    meant = f"; did you mean '{near[0]}'?" if near else ""
+    return f"there is no such parameter{meant or '.'}" + (f" There are: {', '.join(names)}" if names else "")

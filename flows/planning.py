@@ -20,12 +20,13 @@ from flows.progress import tell
 from tasks.acquisitions import Acquisitions, find_acquisitions, samples_of, search_area
 from tasks.batch import best_job, jobs_of
 from tasks.conversion import FeatureMapping
-from tasks.errors import EopatchFlowError
+from tasks.errors import EopatchFlowError, InvalidInput
 from tasks.evalscript import Output
 from tasks.grid import Tile
 from tasks.ledger import TileRecord, TileState
 from tasks.pricing import (
     ARRIVAL_DAYS,
+    MIN_REQUEST_PU,
     Range,
     counted_samples,
     late_samples,
@@ -89,6 +90,22 @@ def binding_plan(order: Order, plan: Plan, tiles: Iterable[Tile]) -> Plan:
     known = {record.tile.name: record for record in plan.records}
     records = [replace(known.get(tile.name, TileRecord(tile, TileState.PENDING)), tile=tile) for tile in tiles]
     return replace(_expected(order, plan, records, _patience(order)), binding=True)
+
+
+def check_scenes(plan: Plan) -> None:
+    """Check that there is something to buy, where the Catalog tells: a request without any scene has its price, too.
+
+    Raises:
+        InvalidInput: no tile that is missing has a scene, and no request for it has been paid.
+    """
+    missing = [planned for planned in plan.tiles if planned.record.state is TileState.PENDING]
+    nothing = all(planned.scenes is not None and planned.samples.high == 0 for planned in missing)
+    if missing and nothing and plan.paid_pu == 0:
+        raise InvalidInput(
+            f"The Catalog has no acquisition for any of the {len(missing):,} tiles of {plan.title}: a request would "
+            f"cost {MIN_REQUEST_PU:g} PU and deliver nothing. Check the area (longitude comes first), the period, and "
+            "imagery.max_cloud_coverage."
+        )
 
 
 def with_estimates(records: Iterable[TileRecord], plan: Plan) -> list[TileRecord]:

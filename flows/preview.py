@@ -47,7 +47,7 @@ from tasks.pricing import (
     total,
 )
 from tasks.service import Service, connect_catalog, connect_process
-from tasks.storage import is_loopback
+from tasks.storage import check_parent, is_loopback
 
 SAME_PRICE = 0.005
 """Relative difference below which two prices count as one: the service rounds what it says."""
@@ -207,7 +207,7 @@ def preview(wish: Wish) -> Preview:
         AccessDenied: the credentials.
         Unavailable: the service does not answer.
     """
-    _check_folder(wish.file)
+    check_parent(wish.file, "--png")
     period = wish.period
     imagery = Imagery(collection=wish.collection, evalscript=str(wish.script))
     script = load_script(imagery, period.start, period.end, period.step_days)
@@ -297,11 +297,6 @@ def _told_how_to_start(service: Service) -> Iterator[None]:
         raise Unavailable(
             f"{error}\nIf localhub is not running at {service.base_url}, start it with 'eopatch-flow localhub'."
         ) from error
-
-
-def _check_folder(file: Path) -> None:
-    if not file.parent.is_dir():
-        raise InvalidInput(f"--png: the folder {file.parent} does not exist; make it, or name another.")
 
 
 def _check_not_empty(wish: Wish, in_window: int, in_area: int) -> None:

@@ -189,14 +189,17 @@ def check_writable(url: str, storage: Storage, what: str) -> None:
     if not url.startswith("s3://"):
         _check_folder(Path(open_filesystem(url, storage)[1]), what)
         return
+    endpoint = storage.endpoint_url or "AWS"
     try:
         _probe(storage, url.removeprefix("s3://"))
     except FileNotFoundError as error:
-        raise InvalidInput(f"The bucket of {what} {url} does not exist; create it, or name another.") from error
+        raise InvalidInput(
+            f"The bucket of {what} {url} does not exist at {endpoint}; create it, or name another."
+        ) from error
     except PermissionError as error:
         raise InvalidInput(
-            f"The credentials for {what} {url} are wrong or do not allow to write there: {str(error).rstrip('.')}. "
-            "Check the access key and its rights."
+            f"The credentials for {what} {url} at {endpoint} are wrong or do not allow to write there: "
+            f"{str(error).rstrip('.')}. Check endpoint, access key and rights."
         ) from error
     except NoCredentialsError as error:
         raise InvalidInput(
@@ -204,10 +207,19 @@ def check_writable(url: str, storage: Storage, what: str) -> None:
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment."
         ) from error
     except (OSError, BotoCoreError) as error:
-        endpoint = storage.endpoint_url or "AWS"
         raise InvalidInput(
             f"{_capital(what)} {url} at {endpoint} cannot be written: {_came(error)}. Check endpoint and network."
         ) from error
+
+
+def check_parent(file: Path, option: str) -> None:
+    """Check that a file of a command's option can be made.
+
+    Raises:
+        InvalidInput: there is no folder for it.
+    """
+    if not file.parent.is_dir():
+        raise InvalidInput(f"{option}: the folder {file.parent} does not exist; make it, or name another.")
 
 
 def _s3(storage: Storage, settings: dict[str, Any], **options: Any) -> s3fs.S3FileSystem:

@@ -31,6 +31,8 @@ MAX_PIXELS = 3500
 MAX_FEATURES = 700_000
 """Largest number of features, over all tables."""
 
+_LONGEST_IDENTIFIER = 200
+"""In UTF-8; names of files have at most 255 bytes, and those of EOPatches begin with more."""
 _ROWS_AT_ONCE = 10_000
 _ENVELOPE_BYTES = (0, 32, 48, 48, 64)  # of a binary geometry, by the code in its flags
 _RECTANGLE = 1 - 1e-9  # share of its bounding box from which on a polygon counts as rectangle
@@ -183,6 +185,11 @@ def _where(table: _Table, row: _Row) -> str:
 def _id(table: _Table, row: _Row) -> int:
     if not isinstance(row.identifier, str) or not row.identifier:
         raise ValueError(f"identifier must be a text that is not empty; {_where(table, row)} has {row.identifier!r}.")
+    if row.identifier in {".", ".."} or len(row.identifier.encode()) > _LONGEST_IDENTIFIER:
+        raise ValueError(
+            f"identifier becomes the name of a folder: at most {_LONGEST_IDENTIFIER} bytes, and not '.' or '..'; "
+            f"{_where(table, row)} has {row.identifier[:40]!r}."
+        )
     if bad := sorted(
         {character for character in row.identifier if character in "*?[]/\\" or not character.isprintable()}
     ):

@@ -66,7 +66,7 @@ class Classifier:
         problem = (
             f"no class ids, which are integers from 0 to 255{text}; give a class_table from values to ids"
             if self._codes is None
-            else f"not in the class table ({', '.join(self._codes)}); add them, or have unmapped values left out"
+            else f"not in the class table ({', '.join(self._codes)}); add them, or set reference.unmapped: leave out"
         )
         raise InvalidInput(f"{place}: {self.unmapped.total()} rows have values that are {problem}. Values: {shown}.")
 

@@ -176,7 +176,7 @@ def _samples_text(tiles: Sequence[TilePlan]) -> str:
     empty = sum(planned.samples.high == 0 for planned in tiles)
     text = f"{_between(min(likely), max(likely))} a tile"
     text += f", of {_between(min(scenes), max(scenes))} scenes" if scenes else ""
-    return text + (f"; without any, free and without data: {empty:,}" if empty else "")
+    return text + (f"; without any, and so without data: {empty:,}" if empty else "")
 
 
 def _zone_row(crs: str, tiles: Sequence[Tile]) -> tuple[str, str, str]:

@@ -59,7 +59,7 @@ def test_all_problems_of_a_configuration_are_told_without_a_traceback(tmp_path: 
 def test_a_service_that_does_not_answer_is_told_without_a_traceback(parameters: LandCover, tmp_path: Path):
     offline = parameters.service.model_copy(update={"base_url": "http://127.0.0.1:9"})
     answer = call("run", str(written(parameters.model_copy(update={"service": offline}), tmp_path)))
-    assert answer.returncode == 1
+    assert answer.returncode == 5
     assert "Sentinel Hub did not answer" in answer.stderr
     assert "Traceback" not in answer.stderr
 
@@ -87,7 +87,7 @@ def test_a_misplaced_secret_is_not_shown(tmp_path: Path):
     config = tmp_path / "config.yaml"
     config.write_text("storage: {secret_key: hunter2}\n")
     answer = call("plan", str(config))
-    assert "storage.secret_key: Extra inputs are not permitted" in answer.stderr
+    assert "storage.secret_key: there is no such parameter" in answer.stderr
     assert "hunter2" not in answer.stderr + answer.stdout
 
 
@@ -131,6 +131,29 @@ def test_a_dry_run_of_what_would_be_refused_for_its_price_says_so_by_its_status(
     assert answer.returncode == 3
     assert "4 tiles may cost up to 100 PU, but limits.max_pu is 1" in answer.stderr
     assert "Traceback" not in answer.stderr
+
+
+def test_a_dry_run_of_what_a_person_must_approve_says_so(parameters: LandCover, tmp_path: Path):
+    asking = parameters.model_copy(update={"limits": parameters.limits.model_copy(update={"ask_above_pu": 50.0})})
+    answer = call("run", "--dry-run", str(written(asking, tmp_path)))
+    assert answer.returncode == 0, answer.stderr
+    assert "A person has to approve it: 100.00 PU is above limits.ask_above_pu of 50." in answer.stdout
+
+
+@pytest.mark.parametrize("option", ["--json", "--geopackage"])
+def test_a_plan_for_a_file_in_no_folder_is_refused_at_once(tmp_path: Path, option: str):
+    config = tmp_path / "config.yaml"
+    config.write_text("")
+    answer = call("plan", str(config), option, str(tmp_path / "nowhere/plan"))
+    assert (answer.returncode, "Traceback" in answer.stderr) == (1, False)
+    assert f"{option}: the folder {tmp_path / 'nowhere'} does not exist" in answer.stderr
+
+
+def test_a_file_that_cannot_be_made_is_named(tmp_path: Path):
+    (tmp_path / "file").touch()
+    answer = call("demo", "--folder", str(tmp_path / "file"))
+    assert answer.returncode != 0
+    assert str(tmp_path / "file") in answer.stderr
 
 
 def test_the_help_of_localhub_names_its_options():

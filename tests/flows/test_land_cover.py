@@ -279,6 +279,17 @@ def test_a_price_above_the_cap_is_refused_before_anything_is_created(parameters:
     assert requests_of(parameters) == []
 
 
+def test_polygons_that_touch_no_tile_are_told_before_anything_is_created(parameters: LandCover, tmp_path: Path):
+    assert parameters.reference is not None
+    far = gpd.read_file(parameters.reference.file)
+    far.geometry = far.geometry.translate(500_000, 0)
+    far.to_file(tmp_path / "far.gpkg", engine="pyogrio")
+    elsewhere = parameters.reference.model_copy(update={"file": str(tmp_path / "far.gpkg")})
+    with pytest.raises(InvalidInput, match=r"far\.gpkg: no polygon with a class touches any of the 4 tiles; check"):
+        run(parameters.model_copy(update={"reference": elsewhere}))
+    assert requests_of(parameters) == []
+
+
 CASES: dict[str, tuple[dict[str, Any], str]] = {
     "unknown grid": ({"tiling": {"grid": 5}}, r"tiling.grid: Input should be 0, 1 or 2"),
     "resolution that the grid lacks": (

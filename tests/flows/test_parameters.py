@@ -119,6 +119,41 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, content:
         read_config(tmp_path / name)
 
 
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    yaml_file, json_file = tmp_path / "a.yaml", tmp_path / "a.json"
+    yaml_file.write_text("limits: {max_pu: 10}\nrun: {quicklooks: 0}\nlimits: {max_pu: 100000}\n")
+    with pytest.raises(InvalidInput, match=r"a\.yaml cannot be read: 'limits' stands in line 1 and again in line 3"):
+        read_config(yaml_file)
+    yaml_file.write_text("limits:\n  max_pu: 10\n  max_pu: 100000\n")
+    with pytest.raises(InvalidInput, match="'max_pu' stands in line 2 and again in line 3"):
+        read_config(yaml_file)
+    json_file.write_text('{"limits": {"max_pu": 10, "max_pu": 100000}}')
+    with pytest.raises(InvalidInput, match="'max_pu' stands twice"):
+        read_config(json_file)
+    yaml_file.write_text("run: {quicklooks: 0}\nlimits: {max_pu: 10}\n")
+    assert read_config(yaml_file).limits.max_pu == 10
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ({"aera": {}}, "aera: there is no such parameter; did you mean 'area'? There are: area, features"),
+        ({"period": {"stepdays": 5}}, "period.stepdays: there is no such parameter; did you mean 'step_days'?"),
+        ({"tiling": {"resolution": 5}}, "tiling.resolution: there is no such parameter; did you mean 'resolution_m'?"),
+        ({"limits": {"colour": 5}}, "limits.colour: there is no such parameter. There are: "),
+    ],
+)
+def test_a_key_that_is_no_parameter_is_told_with_what_may_be_meant(content: dict[str, Any], told: str) -> None:
+    (line,) = problems(content)[1:]
+    assert line.strip().startswith(told)
+
+
+def test_a_mistake_in_a_list_is_told_once() -> None:
+    first, *rest = problems({"reference": {"file": "x.gpkg", "class_table": [{"codes": 2, "id": 2}]}})
+    assert first == "The configuration run.yaml has 1 problem(s):"
+    assert rest[0].strip().startswith("reference.class_table.0.codes")
+
+
 def described(schema: dict[str, Any], definitions: dict[str, Any]) -> bool:
     referred = definitions[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else {}
     shown = referred | schema

@@ -23,8 +23,8 @@ from flows.planning import binding_plan, counted, delivered_bytes, make_plan, pa
 from localhub.seaweed import SeaweedFS
 from localhub.server import LocalHub
 from tasks.acquisitions import Acquisitions
-from tasks.batch import create_job
-from tasks.errors import BudgetExceeded
+from tasks.batch import create_job, jobs_of
+from tasks.errors import BudgetExceeded, InvalidInput
 from tasks.grid import Tile
 from tasks.ledger import TileRecord, TileState, read_ledger
 from tasks.plan import TimeRange
@@ -76,6 +76,16 @@ def in_june(
         "reference": None,
         "run": {"quicklooks": 0, "patience_minutes": 0.2},
     }
+
+
+# ---- nothing to buy ----
+
+
+def test_a_request_that_no_scene_would_serve_is_refused_before_it_is_created(in_june: dict[str, Any]) -> None:
+    parameters = LandCover.model_validate(in_june | {"period": {"start": "2018-01-01", "end": "2018-02-28"}})
+    with pytest.raises(InvalidInput, match=r"no acquisition for any of the 4 tiles of Orbits, .* would cost 100 PU"):
+        run(parameters)
+    assert jobs_of(connect(parameters.service), prepare(parameters).work) == []
 
 
 # ---- estimate against bill ----

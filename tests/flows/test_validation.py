@@ -12,7 +12,7 @@ import shapely
 from flows.order import prepare
 from flows.parameters import LandCover
 from tasks.conversion import FeatureMapping
-from tasks.errors import InvalidInput
+from tasks.errors import InvalidInput, Unavailable
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -25,7 +25,7 @@ def problems(parameters: LandCover, **changes: Any) -> dict[str, str]:
     content = parameters.model_dump(mode="json")
     for name, change in changes.items():
         content[name] = content[name] | change if isinstance(change, dict) else change
-    with pytest.raises(InvalidInput) as caught:
+    with pytest.raises((InvalidInput, Unavailable)) as caught:
         prepare(LandCover.model_validate(content), with_service=True)
     return dict(line.partition(": ")[::2] for line in str(caught.value).splitlines())
 
@@ -101,6 +101,20 @@ def test_a_service_that_is_not_there_matters_when_there_is_something_to_buy(para
     found = problems(parameters, service={"base_url": "http://127.0.0.1:9"})
     assert found.keys() == {"service"}
     assert "did not answer" in found["service"]
+
+
+def test_where_only_the_service_does_not_answer_it_may_be_asked_again(parameters: LandCover) -> None:
+    offline = parameters.service.model_copy(update={"base_url": "http://127.0.0.1:9"})
+    with pytest.raises(Unavailable):
+        prepare(parameters.model_copy(update={"service": offline}), with_service=True)
+    storage = parameters.storage.model_copy(update={"destination": "/proc/version/eopatches"})
+    with pytest.raises(InvalidInput):
+        prepare(parameters.model_copy(update={"service": offline, "storage": storage}), with_service=True)
+
+
+def test_a_bucket_on_this_machine_is_none_that_sentinel_hub_delivers_to(parameters: LandCover) -> None:
+    found = problems(parameters, service={"base_url": "https://services.sentinel-hub.com"})
+    assert "is on this machine, where https://services.sentinel-hub.com cannot deliver" in found["storage.endpoint_url"]
 
 
 @pytest.mark.parametrize(

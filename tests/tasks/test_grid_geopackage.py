@@ -192,6 +192,12 @@ def test_an_identifier_must_be_the_name_of_a_folder_and_no_pattern_of_names(tmp_
     check_refused(path, r"identifier becomes the name of a folder, which must not hold '.*'; 't' feature 2 \('")
 
 
+@pytest.mark.parametrize("identifier", [".", "..", "x" * 201, "ž" * 101])
+def test_an_identifier_must_be_short_and_no_other_folder(tmp_path: Path, identifier: str) -> None:
+    path = written(tmp_path, frame(identifier=["ž" * 100, identifier], resolution=[10, 10]))
+    check_refused(path, r"at most 200 bytes, and not '\.' or '\.\.'; 't' feature 2 ")
+
+
 def test_an_identifier_must_be_unique_over_all_tables(tmp_path: Path) -> None:
     tables = [frame(crs=32633 + number, identifier=["a", f"b{number}"], resolution=[10, 10]) for number in range(2)]
     check_refused(written(tmp_path, *tables), r"identifier must be unique over all tables; 1 are .* 'a'\.")
