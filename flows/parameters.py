@@ -249,15 +249,12 @@ def _problem(error: Any) -> str:
 
 def _unknown(place: Sequence[int | str]) -> str:
     """Say of a key that is no parameter which it may have been meant for."""
-    model: type[BaseModel] | None = LandCover
-    for part in place[:-1]:
-        field = None if model is None or isinstance(part, int) else model.model_fields.get(part)
-        if field is not None:
-            found = [one for one in (field.annotation, *get_args(field.annotation)) if isinstance(one, type)]
-            model = next((one for one in found if issubclass(one, BaseModel)), None)
-        elif not isinstance(part, int):
-            model = None
-    names = sorted(model.model_fields) if model is not None else []
-    near = get_close_matches(str(place[-1]), names, 1, 0.5)
+    model: type[BaseModel] = LandCover
+    for part in (part for part in place[:-1] if isinstance(part, str)):
+        kind = model.model_fields[part].annotation if part in model.model_fields else None
+        kinds = [one for one in (kind, *get_args(kind)) if isinstance(one, type)]
+        model = next((one for one in kinds if issubclass(one, BaseModel)), BaseModel)
+    names = sorted(model.model_fields)
+    near = get_close_matches(str(place[-1]), names, 1)
     meant = f"; did you mean '{near[0]}'?" if near else ""
     return f"there is no such parameter{meant or '.'}" + (f" There are: {', '.join(names)}" if names else "")
