@@ -121,13 +121,14 @@ def test_a_wrong_s3_secret_is_told(parameters: LandCover, monkeypatch: pytest.Mo
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", WRONG)
     told = told_by(parameters, InvalidInput)
     assert told.startswith("The credentials for the tiles s3://bucket-")
-    assert told.endswith("Check the access key and its rights.")
+    assert told.endswith("Check endpoint, access key and rights.")
 
 
 @pytest.mark.usefixtures("credentials")
 def test_a_missing_bucket_is_named(parameters: LandCover) -> None:
     told = told_by(with_storage(parameters, tiles_url="s3://no-such-bucket/tiles"), InvalidInput)
-    assert told == "The bucket of the tiles s3://no-such-bucket/tiles does not exist; create it, or name another."
+    bucket = f"s3://no-such-bucket/tiles does not exist at {parameters.storage.endpoint_url}"
+    assert told == f"The bucket of the tiles {bucket}; create it, or name another."
 
 
 @pytest.mark.usefixtures("credentials")
@@ -138,7 +139,8 @@ def test_keys_that_may_only_read_are_told(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", READER[1])
     own = with_storage(parameters, tiles_url="s3://shared/tiles", endpoint_url=shared_store.endpoint_url)
     told = told_by(own, InvalidInput)
-    assert told.startswith("The credentials for the tiles s3://shared/tiles are wrong or do not allow to write there")
+    place = f"s3://shared/tiles at {shared_store.endpoint_url}"
+    assert told.startswith(f"The credentials for the tiles {place} are wrong or do not allow to write there")
     assert READER[1] not in told
 
 

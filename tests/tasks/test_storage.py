@@ -160,7 +160,8 @@ def test_a_probe_leaves_nothing_behind(
 def test_a_missing_bucket_is_named(s3: SeaweedFS, monkeypatch: pytest.MonkeyPatch) -> None:
     use_keys(monkeypatch, s3.access_key, s3.secret_key)
     text = told("s3://no-such-bucket/a", Storage(endpoint_url=s3.endpoint_url))
-    assert text == "The bucket of the destination s3://no-such-bucket/a does not exist; create it, or name another."
+    bucket = f"s3://no-such-bucket/a does not exist at {s3.endpoint_url}"
+    assert text == f"The bucket of the destination {bucket}; create it, or name another."
 
 
 @pytest.mark.parametrize("access_key", ["test-access-key", "unknown-key"])
@@ -170,7 +171,7 @@ def test_wrong_keys_are_told_apart_from_other_faults_and_not_shown(
     use_keys(monkeypatch, access_key, "wrong-secret")
     text = told(f"s3://{bucket}/a", Storage(endpoint_url=s3.endpoint_url))
     assert "The credentials for the destination" in text
-    assert text.endswith("Check the access key and its rights.")
+    assert text.endswith("Check endpoint, access key and rights.")
     assert "wrong-secret" not in text
     assert s3.secret_key not in text
 

@@ -53,7 +53,7 @@ def test_the_plan_tells_actions_zones_dates_bands_and_where_the_price_comes_from
     assert "25, from 2019-01-01 to 2019-12-27, every 15 days" in text
     assert "3 (B02, B03, CLM)" in text
     assert "- **Price rests on**: 19 scenes of &lt;the> Catalog" in text
-    assert "- **Samples**: 0 to 16 a tile, of 0 to 19 scenes; without any, free and without data: 1" in text
+    assert "- **Samples**: 0 to 16 a tile, of 0 to 19 scenes; without any, and so without data: 1" in text
     assert "- **To expect**: 18.0 MB delivered, 12.0 MB of EOPatches" in text
 
 
