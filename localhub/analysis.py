@@ -13,7 +13,7 @@ from shapely import affinity
 from shapely.geometry.base import BaseGeometry
 
 from localhub.archive import Archive, ArchiveError, ArchiveSource
-from localhub.delivery import is_file_name, parse_s3_url
+from localhub.delivery import parse_s3_url
 from localhub.engine import Evalscript, EvalscriptError, Setup
 from localhub.errors import RequestFailed
 from localhub.featurefiles import write_manifest
@@ -52,7 +52,6 @@ def analyse(task: AnalysisTask) -> list[Feature]:
         _check_script(task.request, open_archive(task.archive, task.job_id))
         with tempfile.TemporaryDirectory(dir=task.scratch) as folder:
             tiles, all_epsgs = _select(task, Path(folder))
-            _check_names(tiles)
             features = _features(task, tiles)
             _upload_manifest(task, tiles, all_epsgs, Path(folder))
     except (EvalscriptError, ArchiveError) as error:
@@ -155,12 +154,6 @@ def _projected(area: BaseGeometry, source: int, target: int, extent: NDArray[np.
     turns = (affinity.translate(lonlat, xoff=turn) for turn in (-360.0, 0.0, 360.0))
     near = shapely.union_all([shapely.intersection(turned, window) for turned in turns])
     return shapely.make_valid(transformed(near, LONLAT, target))
-
-
-def _check_names(tiles: Iterable[Tile]) -> None:
-    for tile in tiles:
-        if not is_file_name(tile.name):
-            raise RequestFailed(f"Feature identifier '{tile.name}' cannot be part of a path; use letters and digits.")
 
 
 def _features(task: AnalysisTask, tiles: Sequence[Tile]) -> list[Feature]:
