@@ -416,7 +416,7 @@ def _show_plan(parameters: "LandCover", *, with_service: bool = False) -> "Plan"
     from rich.console import Console
     from rich.markdown import Markdown
 
-    from flows.order import prepare, prepared_reference, survey_order
+    from flows.order import local_reference, prepare, survey_order
     from flows.planning import check_scenes, make_plan
     from tasks.batch import check_budget
     from tasks.report import plan_markdown
@@ -427,8 +427,9 @@ def _show_plan(parameters: "LandCover", *, with_service: bool = False) -> "Plan"
     Console().print(Markdown(plan_markdown(found)))
     if with_service:
         price, limits = found.price_pu.high, parameters.limits
-        with prepared_reference(order, records):
-            check_scenes(found)
+        check_scenes(found)
+        with local_reference(order, records):
+            pass
         if found.left_pu.high:
             check_budget(price, len(found.tiles), limits)
             if limits.ask_above_pu is not None and price > limits.ask_above_pu:

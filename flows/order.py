@@ -277,12 +277,22 @@ def deliver_tiles_file(order: Order) -> None:
 
 @contextmanager
 def prepared_reference(order: Order, records: Iterable[TileRecord]) -> Iterator[PreparedReference | None]:
-    """Prepare the reference polygons in a temporary folder; None when there are none, or no tile needs them.
-
-    For workers on other machines they are put beside the delivery.
+    """Prepare polygons as :func:`local_reference`; for workers on other machines they are put beside the delivery.
 
     Raises:
-        InvalidInput: the file cannot be read, has no CRS, or has unknown columns or classes.
+        InvalidInput: see :func:`local_reference`.
+    """
+    with local_reference(order, records) as prepared:
+        elsewhere = order.parameters.run.tiles_on == "dask"
+        yield staged(prepared, order.parameters.storage) if prepared is not None and elsewhere else prepared
+
+
+@contextmanager
+def local_reference(order: Order, records: Iterable[TileRecord]) -> Iterator[PreparedReference | None]:
+    """Prepare the reference polygons in a temporary folder; None when there are none, or no tile needs them.
+
+    Raises:
+        InvalidInput: the file cannot be read, has no CRS, unknown columns or classes, or nothing for any of the tiles.
     """
     tiles = [record.tile for record in records if record.state is not TileState.LABELLED]
     reference, storage = order.parameters.reference, order.parameters.storage
@@ -297,7 +307,7 @@ def prepared_reference(order: Order, records: Iterable[TileRecord]) -> Iterator[
                 f"reference: {files}: no polygon with a class touches any of the {len(tiles):,} tiles; check its "
                 "coordinate reference system and the order of its coordinates. Without labels: reference: null."
             )
-        yield staged(prepared, storage) if order.parameters.run.tiles_on == "dask" else prepared
+        yield prepared
 
 
 def _path(order: Order, tile: Tile) -> str:

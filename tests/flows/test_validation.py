@@ -9,7 +9,7 @@ import pytest
 import s3fs
 import shapely
 
-from flows.order import prepare
+from flows.order import local_reference, prepare, prepared_reference, survey_order
 from flows.parameters import LandCover
 from tasks.conversion import FeatureMapping
 from tasks.errors import InvalidInput, Unavailable
@@ -110,6 +110,19 @@ def test_where_only_the_service_does_not_answer_it_may_be_asked_again(parameters
     storage = parameters.storage.model_copy(update={"destination": "/proc/version/eopatches"})
     with pytest.raises(InvalidInput):
         prepare(parameters.model_copy(update={"service": offline, "storage": storage}), with_service=True)
+
+
+def test_polygons_are_tried_without_putting_them_where_workers_read_them(
+    parameters: LandCover, bucket: str, s3_files: s3fs.S3FileSystem
+) -> None:
+    run = parameters.run.model_copy(update={"tiles_on": "dask", "dask_address": "tcp://127.0.0.1:9"})
+    order = prepare(parameters.model_copy(update={"run": run}))
+    with local_reference(order, survey_order(order)) as tried:
+        assert tried is not None
+        assert tried.findings.polygons > 0
+        assert s3_files.find(bucket) == []
+    with prepared_reference(order, survey_order(order)):
+        assert s3_files.find(bucket) != []
 
 
 def test_a_bucket_on_this_machine_is_none_that_sentinel_hub_delivers_to(parameters: LandCover) -> None:
