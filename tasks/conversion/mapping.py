@@ -310,10 +310,12 @@ def check_frames(mapping: FeatureMapping, tiles: Iterable[Tile], file_format: Fi
     Raises:
         InvalidInput: it does not.
     """
+    if file_format != "zarr":
+        return
     width, height = max(((tile.width, tile.height) for tile in tiles), key=math.prod, default=(0, 0))
     for rule in mapping.features:
         size = width * height * rule.depth * np.dtype(rule.dtype).itemsize
-        if file_format == "zarr" and size > LARGEST_CHUNK:
+        if size > LARGEST_CHUNK:
             raise InvalidInput(
                 f"A chunk of zarr is a date and has at most 2 GB, but {rule.name} has {size / 1e9:.1f} GB: "
                 f"{width} x {height} pixels, {rule.depth} bands {rule.dtype}. Choose npy.gz or a coarser resolution."

@@ -113,7 +113,7 @@ def tile_pool() -> Iterator[Pool]:
         pool = Pool()
     yield pool
     pool.rest()
-    _idle.append(pool)  # not after an error: threads may still write to it
+    _idle.append(pool)  # not after an error, which may have ended the waiting for threads, too
 
 
 class Rooms:

@@ -183,6 +183,13 @@ def _where(table: _Table, row: _Row) -> str:
 
 
 def _id(table: _Table, row: _Row) -> int:
+    _check_identifier(table, row)
+    if type(row.id) is not int:
+        raise ValueError(f"id must be an integer; {_where(table, row)} has {row.id!r}.")
+    return row.id
+
+
+def _check_identifier(table: _Table, row: _Row) -> None:
     if not isinstance(row.identifier, str) or not row.identifier:
         raise ValueError(f"identifier must be a text that is not empty; {_where(table, row)} has {row.identifier!r}.")
     if row.identifier in {".", ".."} or len(row.identifier.encode()) > _LONGEST_IDENTIFIER:
@@ -190,16 +197,12 @@ def _id(table: _Table, row: _Row) -> int:
             f"identifier becomes the name of a folder: at most {_LONGEST_IDENTIFIER} bytes, and not '.' or '..'; "
             f"{_where(table, row)} has {row.identifier[:40]!r}."
         )
-    if bad := sorted(
-        {character for character in row.identifier if character in "*?[]/\\" or not character.isprintable()}
-    ):
+    bad = {character for character in row.identifier if character in "*?[]/\\" or not character.isprintable()}
+    if bad:
         raise ValueError(
-            f"identifier becomes the name of a folder, which must not hold {' '.join(map(repr, bad))}; "
+            f"identifier becomes the name of a folder, which must not hold {' '.join(map(repr, sorted(bad)))}; "
             f"{_where(table, row)} does."
         )
-    if type(row.id) is not int:
-        raise ValueError(f"id must be an integer; {_where(table, row)} has {row.id!r}.")
-    return row.id
 
 
 def _refuse_repeats(values: Iterable[object], rule: str) -> None:

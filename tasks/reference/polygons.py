@@ -10,7 +10,7 @@ So a tile costs what its own polygons cost, however many others there are.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -182,9 +182,9 @@ class Zone:
         brings what lies beyond back between its own meridians. Long edges get points, since they are no straight ones
         here.
         """
-        transform = transform_between(crs, crs_of(self._epsg))
         if crs == crs_of(self._epsg):
             return shapes
+        transform = transform_between(crs, crs_of(self._epsg))
         sizes = _sizes(shapes.bounds)
         longest, widest = self._straight_m / _metres(crs), WIDEST_M / _metres(crs)
         wide = sizes > widest
@@ -289,23 +289,29 @@ class _Cells:
 
 def zones_of(tiles: Iterable[Tile], folder: Path) -> list[Zone]:
     """Give the zones of tiles, with their files in a folder."""
-    by_epsg: dict[int, list[Tile]] = {}
+    return [Zone(epsg, members, folder) for epsg, members in by_epsg(tiles)]
+
+
+def by_epsg(tiles: Iterable[Tile]) -> list[tuple[int, list[Tile]]]:
+    """Sort tiles by their CRS."""
+    found: dict[int, list[Tile]] = {}
     for tile in tiles:
-        by_epsg.setdefault(tile.epsg, []).append(tile)
-    return [Zone(epsg, members, folder) for epsg, members in sorted(by_epsg.items())]
+        found.setdefault(tile.epsg, []).append(tile)
+    return sorted(found.items())
 
 
-def around(boxes: Iterable[NDArray[np.float64]], crs: CRS, extent: Bounds | None) -> Bounds:
+def around(boxes: Iterable[NDArray[np.float64]], turn: float, extent: Callable[[], Bounds | None]) -> Bounds:
     """Bounds of all boxes; where the CRS goes around the Earth, those a turn away too if polygons may lie there.
 
     Args:
         boxes: (n, 4) each.
-        crs: of boxes and polygons.
-        extent: bounds of the polygons; None where it is not known, then they are where the CRS begins and ends.
+        turn: of the CRS of boxes and polygons, see :func:`turn_of`.
+        extent: gives the bounds of the polygons, if asked for; None where they are not known, then they are where the
+            CRS begins and ends.
     """
-    together, turn = np.concatenate(list(boxes)), turn_of(crs)
+    together = np.concatenate(list(boxes))
     if np.isfinite(turn):
-        west, _, east, _ = extent or (-turn / 2, 0.0, turn / 2, 0.0)
+        west, _, east, _ = extent() or (-turn / 2, 0.0, turn / 2, 0.0)
         copies = np.concatenate([_moved(together, shift) for shift in (0.0, -turn, turn)])
         there = (copies[:, 0] <= east) & (copies[:, 2] >= west)
         together = copies[there] if there.any() else together

@@ -22,7 +22,7 @@ from tasks.reference.address import is_database
 from tasks.reference.classification import NULL, UNMAPPED, Classifier, as_text
 from tasks.reference.files import identity_of_files, is_local, local_copy
 from tasks.reference.parameters import Input, Reference, codes_of
-from tasks.reference.polygons import Surroundings, around, polygonal, turn_of, zones_of
+from tasks.reference.polygons import Surroundings, around, by_epsg, polygonal, turn_of, zones_of
 from tasks.reference.postgis import PostgisSource
 from tasks.reference.shapes import Geometries, Shapes, geometries_of, single_rings
 from tasks.reference.sources import PLACES, Rows, Source, open_source
@@ -146,11 +146,8 @@ def check_units(reference: Reference, tiles: Iterable[Tile]) -> None:
         InvalidInput: a CRS has other units, or a scale at a tile that is off by more than :data:`SCALE_OFF`.
     """
     options = [name for name in ("buffer_m", "min_area_m2") if getattr(reference, name)]
-    by_epsg: dict[int, list[Tile]] = {}
-    for tile in tiles if options else ():
-        by_epsg.setdefault(tile.epsg, []).append(tile)
     advice = "leave them at 0, or choose another tiling grid"
-    for epsg, members in sorted(by_epsg.items()):
+    for epsg, members in by_epsg(tiles) if options else ():
         unit = crs_of(epsg).axis_info[0].unit_name
         if unit != "metre":
             raise InvalidInput(
@@ -250,8 +247,9 @@ class _Preparation:
     def add(self, number: int, one: Input, source: Source) -> None:
         """Take the polygons of a source."""
         boxes = [zone.boxes_in(source.crs, max(self._reference.buffer_m, 0.0)) for zone in self._zones]
-        near = [Surroundings(bounds, turn_of(source.crs)) for bounds in boxes]
-        bounds = around(boxes, source.crs, source.extent())
+        turn = turn_of(source.crs)
+        near = [Surroundings(bounds, turn) for bounds in boxes]
+        bounds = around(boxes, turn, source.extent)
         classifier = _classifier(self._reference)
         nowhere = 0
         name_column = _name_column(one, source)
