@@ -18,8 +18,9 @@ serve: $(READY)  ## localhub and an S3 server, for runs from Prefect's UI or fro
 test: $(READY)  ## all tests, three files at a time
 	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
-test-e2e: $(READY)  ## through Prefect's UI in Chromium, which is installed by apt if it is absent; pictures in test-output/
-	command -v chromium >/dev/null || { apt-get update -q && apt-get install -y -q chromium; }
+test-e2e: $(READY)  ## through Prefect's UI in Chromium, over PostgreSQL: apt installs what is absent; pictures in test-output/
+	command -v chromium >/dev/null && ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || \
+		{ apt-get update -q && apt-get install -y -q chromium postgresql; }
 	$(BIN)/pytest -m e2e -p no:cacheprovider tests/flows/e2e
 
 check: $(READY)  ## format, lint, types

@@ -8,13 +8,16 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 
-def plain_optionals(schema: dict[str, Any]) -> None:
-    """Show each field that may be empty as one plain input, where the form would ask for its type first.
+def fit_the_form(schema: dict[str, Any]) -> None:
+    """Number the fields, and show each that may be empty as one plain input.
 
-    The server still takes null for such a field: it adds that to the type of every field that is not required and has
-    no default in the schema (Prefect, ``schema_tools.validation``). A dropdown it would not let be empty.
+    Prefect's UI sorts fields by ``position``; without it a server over PostgreSQL, whose JSONB keeps no order, would
+    shuffle them. And where a field may be empty, the form would ask for its type first. The server still takes null
+    for such a field: it adds that to the type of every field that is not required and has no default in the schema
+    (Prefect, ``schema_tools.validation``). A dropdown it would not let be empty.
     """
-    for field in schema.get("properties", {}).values():
+    for position, field in enumerate(schema.get("properties", {}).values()):
+        field["position"] = position
         kinds = [kind for kind in field.get("anyOf", ()) if kind != {"type": "null"}]
         if len(kinds) == 1 and "type" in kinds[0] and "enum" not in kinds[0] and field.get("default") is None:
             del field["anyOf"]
@@ -25,7 +28,7 @@ def plain_optionals(schema: dict[str, Any]) -> None:
 class FormModel(BaseModel):
     """Parameters of one concern. Errors do not repeat what was entered: it may be a misplaced secret."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, json_schema_extra=plain_optionals)
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, json_schema_extra=fit_the_form)
 
     @model_validator(mode="before")
     @classmethod

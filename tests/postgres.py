@@ -36,6 +36,18 @@ class Postgres:
         self.query(f"CREATE DATABASE {database}")
         return self.url(database)
 
+    def for_prefect(self, database: str) -> dict[str, str]:
+        """Make an empty database; Prefect's settings for it, as docker/compose.yaml has them."""
+        self.create(database)
+        return {
+            "PREFECT_SERVER_DATABASE_DRIVER": "postgresql+asyncpg",
+            "PREFECT_SERVER_DATABASE_HOST": "127.0.0.1",
+            "PREFECT_SERVER_DATABASE_PORT": str(self.port),
+            "PREFECT_SERVER_DATABASE_USER": USER,
+            "PREFECT_SERVER_DATABASE_PASSWORD": PASSWORD,
+            "PREFECT_SERVER_DATABASE_NAME": database,
+        }
+
     def query(self, sql: str, database: str = "postgres") -> list[str]:
         """What a statement answers: a line a row, columns separated by ``|``."""
         ask = [_program("psql"), "-X", "-q", "-t", "-A", "-v", "ON_ERROR_STOP=1", "-d", self.url(database), "-c", sql]

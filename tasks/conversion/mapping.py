@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from tasks.arrayfiles import BLOSC_HEADER, FileFormat
 from tasks.errors import InvalidInput
 from tasks.evalscript import Output, SampleType
+from tasks.form import FormModel
 from tasks.grid import Tile
 
 REFLECTANCE_SCALE = 1e-4
@@ -25,10 +26,10 @@ StoredType = Literal["uint8", "int8", "uint16", "int16", "int64", "float32"]
 """NumPy types of stored features."""
 
 
-class FeatureRule(BaseModel):
+class FeatureRule(FormModel):
     """How one feature is made of one or several outputs: ``value = number * scale + offset``."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", title="Feature")
+    model_config = ConfigDict(title="Feature")
 
     feature_type: Literal["data", "mask", "data_timeless", "mask_timeless"] = Field(
         title="Feature type",
@@ -141,10 +142,10 @@ class FeatureRule(BaseModel):
         return slice(date, dates * self.bands_per_date, dates)
 
 
-class FeatureMapping(BaseModel):
+class FeatureMapping(FormModel):
     """Which features an EOPatch gets, and from which outputs."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", title="Feature mapping")
+    model_config = ConfigDict(title="Feature mapping")
 
     features: tuple[FeatureRule, ...] = Field(
         title="Features",

@@ -180,8 +180,9 @@ class Reference(FormModel):
         }
         if wrong:
             raise ValueError(f"class ids must be 0 to 255, but the table has {wrong}")
-        ids = dict.fromkeys(value.values())
-        return [{"id": one, "codes": [key for key, number in value.items() if number == one]} for one in ids]
+        # sorted, since Prefect's server does not keep their order: it must not make other work
+        codes = {one: sorted(as_text(key) for key, number in value.items() if number == one) for one in value.values()}
+        return [{"id": one, "codes": codes[one]} for one in sorted(codes)]
 
     @model_validator(mode="after")
     def _each_class_and_code_once(self) -> Self:

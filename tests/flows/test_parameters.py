@@ -303,11 +303,18 @@ def test_an_optional_field_is_one_plain_input_in_the_form() -> None:
         for name, field in definition.get("properties", {}).items()
         if "anyOf" in field
     }
-    rules = {"FeatureRule.bands", "FeatureMapping.quality_output", "FeatureRule.no_data"}
-    assert choices - rules <= {"FeatureRule.sample_type", "Storage.endpoint_url"}
+    assert choices == {"FeatureMapping.quality_output", "FeatureRule.sample_type", "Storage.endpoint_url"}
     period = form()["definitions"]["Period"]["properties"]
     assert (period["start"]["type"], period["start"]["format"]) == ("string", "date")
     assert period["days"]["enum"][:2] == ["first to last day", "last 30 days"]
+
+
+def test_the_fields_of_the_form_keep_their_order_where_the_server_does_not() -> None:
+    shuffled = json.loads(json.dumps(form(), sort_keys=True))
+    assert len(shuffled["definitions"]) > 12
+    for model, definition in form()["definitions"].items():
+        fields = shuffled["definitions"][model]["properties"]
+        assert sorted(fields, key=lambda name: fields[name]["position"]) == list(definition["properties"]), model
 
 
 def test_an_emptied_input_is_none() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from flows.parameters import LandCover
-from tests.postgres import PASSWORD, USER, Postgres
+from tests.postgres import PASSWORD, Postgres
 from tests.prefect_process import PrefectServer
 
 PROGRAM = Path(sysconfig.get_path("scripts")) / "eopatch-flow"
@@ -16,10 +16,10 @@ PROGRAM = Path(sysconfig.get_path("scripts")) / "eopatch-flow"
 def test_a_whole_run_works_on_a_prefect_server_over_postgresql(
     parameters: LandCover, postgres: Postgres, tmp_path: Path
 ) -> None:
-    postgres.create("prefect")
+    settings = postgres.for_prefect("prefect")
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(parameters.model_dump(mode="json")))
-    with PrefectServer(tmp_path / "prefect", **settings_of(postgres)) as server:
+    with PrefectServer(tmp_path / "prefect", **settings) as server:
         ran = subprocess.run(
             [PROGRAM, "run", str(config)],
             env=server.environment,
@@ -39,15 +39,3 @@ def test_a_whole_run_works_on_a_prefect_server_over_postgresql(
     assert any(key.endswith("-plan") for key in keys), keys
     assert not list((tmp_path / "prefect").glob("*.db"))
     assert PASSWORD not in server.log
-
-
-def settings_of(postgres: Postgres) -> dict[str, str]:
-    """Prefect's own settings, as docker/compose.yaml has them."""
-    return {
-        "PREFECT_SERVER_DATABASE_DRIVER": "postgresql+asyncpg",
-        "PREFECT_SERVER_DATABASE_HOST": "127.0.0.1",
-        "PREFECT_SERVER_DATABASE_PORT": str(postgres.port),
-        "PREFECT_SERVER_DATABASE_USER": USER,
-        "PREFECT_SERVER_DATABASE_PASSWORD": PASSWORD,
-        "PREFECT_SERVER_DATABASE_NAME": "prefect",
-    }

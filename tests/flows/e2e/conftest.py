@@ -1,6 +1,6 @@
 """What a person has before starting the browser: a Prefect server, a worker, the deployment, localhub, an S3 server.
 
-The browser is Debian's Chromium, driven by Playwright; ``make test-e2e`` installs both.
+The browser is Debian's Chromium, driven by Playwright, the database PostgreSQL; ``make test-e2e`` installs them.
 """
 
 import json
@@ -18,6 +18,7 @@ from flows.parameters import LandCover
 from localhub.seaweed import SeaweedFS
 from tests.conftest import ROOT
 from tests.flows.e2e.person import Person
+from tests.postgres import Postgres
 from tests.prefect_process import PREFECT, PrefectServer
 
 FLAGS = [
@@ -36,10 +37,14 @@ DEPLOYMENT = "localhub"
 
 
 @pytest.fixture(scope="session")
-def prefect(tmp_path_factory: pytest.TempPathFactory, s3: SeaweedFS) -> Iterator[PrefectServer]:
-    """A Prefect server with its UI, and a worker of the pool that the deployments name."""
+def prefect(tmp_path_factory: pytest.TempPathFactory, s3: SeaweedFS, postgres: Postgres) -> Iterator[PrefectServer]:
+    """A Prefect server with its UI, and a worker of the pool that the deployments name.
+
+    Over PostgreSQL: over SQLite the server refuses now and then what is pressed while a run writes (status 503), which
+    Prefect's clients try again, and its UI does not.
+    """
     home = tmp_path_factory.mktemp("prefect")
-    with PrefectServer(home) as server:
+    with PrefectServer(home, **postgres.for_prefect("e2e")) as server:
         quick = {"PREFECT_WORKER_QUERY_SECONDS": "1", "AWS_ACCESS_KEY_ID": s3.access_key}
         environment = server.environment | quick | {"AWS_SECRET_ACCESS_KEY": s3.secret_key}
         subprocess.run(

@@ -1,10 +1,12 @@
 """A person before Prefect's UI: headless Chromium, driven by what stands on the page."""
 
+import logging
 import re
 from pathlib import Path
 
-from playwright.sync_api import Dialog, Locator, Page, expect
+from playwright.sync_api import Dialog, Locator, Page, Response, expect
 
+LOG = logging.getLogger(__name__)
 PATIENCE_MS = 180_000
 """How long a run may take on a busy machine."""
 PAGE_MS = 60_000
@@ -28,6 +30,10 @@ class Person:
         page.set_default_timeout(PAGE_MS)
         expect.set_options(timeout=PAGE_MS)
         page.on("dialog", Dialog.accept)
+        page.on(
+            "requestfailed", lambda asked: LOG.warning("No answer: %s %s (%s)", asked.method, asked.url, asked.failure)
+        )
+        page.on("response", _tell_refusal)
 
     def photograph(self, name: str, height: int = 1000) -> Path:
         """Take a picture of the page as it is, so many pixels high: what Prefect's pages scroll is within them."""
@@ -113,3 +119,9 @@ class Person:
         expect(self.page.get_by_text("Created").first).to_be_visible()
         self.page.wait_for_timeout(500)
         return self.page.inner_text("body")
+
+
+def _tell_refusal(answer: Response) -> None:
+    """Log what the API refused: a test that fails tells it."""
+    if answer.status >= 400 and "/api/" in answer.url:
+        LOG.warning("Refused (%d): %s %s", answer.status, answer.request.method, answer.url)
