@@ -154,7 +154,7 @@ def approve(question: Question, storage: Storage) -> None:
     Raises:
         BudgetExceeded: it is not.
     """
-    earlier = _earlier(question.folder, storage)
+    earlier = earlier_approvals(question.folder, storage)
     approved = approved_pu(earlier, question.request_id)
     context = FlowRunContext.get()
     here = situation_of(context.flow_run if context else None, terminal=_has_terminal())
@@ -277,7 +277,7 @@ def _approved(question: Question, cap_pu: float, by: str, how: str) -> Approved:
     return Approved(question.request_id, question.price.high, cap_pu, by, how, run, at)
 
 
-def _earlier(folder: str, storage: Storage) -> list[Approved]:
+def earlier_approvals(folder: str, storage: Storage) -> list[Approved]:
     """Approvals of earlier runs; none when the file is missing, or is not what a run writes."""
     try:
         return [Approved(**one) for one in json.loads(read_file(folder + APPROVALS, storage))]

@@ -416,6 +416,7 @@ def _show_plan(parameters: "LandCover", *, with_service: bool = False) -> "Plan"
     from rich.console import Console
     from rich.markdown import Markdown
 
+    from flows.approval import earlier_approvals
     from flows.order import local_reference, prepare, survey_order
     from flows.planning import check_scenes, make_plan
     from tasks.batch import check_budget
@@ -433,10 +434,17 @@ def _show_plan(parameters: "LandCover", *, with_service: bool = False) -> "Plan"
         if found.left_pu.high:
             check_budget(price, len(found.tiles), limits)
             if limits.ask_above_pu is not None and price > limits.ask_above_pu:
-                typer.echo(
-                    f"A person has to approve it: {price:,.2f} PU is above limits.ask_above_pu of "
-                    f"{limits.ask_above_pu:,.10g}. Where nobody can be asked, a run ends without buying."
-                )
+                asked = f"{price:,.2f} PU is above limits.ask_above_pu of {limits.ask_above_pu:,.10g}."
+                approved = [one for one in earlier_approvals(order.folder, parameters.storage) if one.cap_pu >= price]
+                if approved:
+                    typer.echo(
+                        f"{asked} Request {approved[-1].request_id} has been approved up to {approved[-1].cap_pu:,.2f} "
+                        "PU; for another one a person is asked again."
+                    )
+                else:
+                    typer.echo(
+                        f"A person has to approve it: {asked} Where nobody can be asked, a run ends without buying."
+                    )
     return found
 
 

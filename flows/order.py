@@ -379,7 +379,7 @@ def _check_labels(mapping: FeatureMapping, reference: ReferenceSource | None) ->
     if taken and reference is not None:
         raise InvalidInput(
             f"The feature mapping makes mask_timeless/{taken[0]}, which the labels of the reference polygons would "
-            "replace; name it otherwise, or leave the reference empty."
+            "replace; name it otherwise, or do without labels: reference: null."
         )
 
 

@@ -21,7 +21,7 @@ from tasks.form import FormModel
 from tasks.plan import Area, Period, Tiling
 from tasks.reference import Reference
 from tasks.service import Service
-from tasks.storage import LOCALHUB_POLYGONS, Storage
+from tasks.storage import LOCALHUB_POLYGONS, Storage, is_loopback
 
 SAMPLE_AREA = Area(name="Sample", bbox=(15.795, 46.335, 16.02, 46.475))
 """Lies in four tiles of localhub's sample archive."""
@@ -216,10 +216,17 @@ def parse_config(content: Any, source: str) -> LandCover:
     if not isinstance(content, dict):
         raise InvalidInput(f"The configuration {source} must be a mapping with keys such as 'area' and 'period'.")
     try:
-        return LandCover.model_validate({name: value for name, value in content.items() if name != "$schema"})
+        parameters = LandCover.model_validate({name: value for name, value in content.items() if name != "$schema"})
     except ValidationError as error:
         lines = [f"  {_problem(one)}" for one in _causes(error.errors())]
         raise InvalidInput("\n".join([f"The configuration {source} has {len(lines)} problem(s):", *lines])) from error
+    missing = [name for name in ("area", "period") if name not in content]
+    if missing and not is_loopback(parameters.service.base_url):
+        raise InvalidInput(
+            f"The configuration {source} does not say {' and '.join(missing)}, which localhub alone has by itself; "
+            f"{parameters.service.base_url} would be paid for localhub's sample. Add what you want."
+        )
+    return parameters
 
 
 def _causes(errors: Sequence[Any]) -> list[Any]:

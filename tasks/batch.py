@@ -293,7 +293,10 @@ def analyse_job(client: BatchProcessClient, job: Job) -> Job:
         minutes = ANALYSIS_SECONDS / 60
         raise Unavailable(f"Request {job.id} has not been analysed within {minutes:.0f} minutes; run again.")
     if found.status == "FAILED":
-        raise JobFailed(f"Request {job.id} failed in its analysis: {found.reason}")
+        raise JobFailed(
+            f"Request {job.id} failed in its analysis: {found.reason}\nNothing was bought; change what it names, and "
+            "run again."
+        )
     return found
 
 

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sysconfig
+from dataclasses import asdict
 from pathlib import Path
 
 import geopandas as gpd
@@ -13,12 +14,14 @@ import requests
 import s3fs
 import yaml
 
+from flows.approval import APPROVALS, Approved
 from flows.order import prepare
 from flows.parameters import LandCover
 from localhub.sample import SampleInfo
 from localhub.seaweed import SeaweedFS
 from tasks.batch import jobs_of
 from tasks.service import connect
+from tasks.storage import write_file
 
 PROGRAM = Path(sysconfig.get_path("scripts")) / "eopatch-flow"
 NOWHERE = "http://127.0.0.1:9"
@@ -137,6 +140,14 @@ def test_a_dry_run_of_what_a_person_must_approve_says_so(parameters: LandCover, 
     answer = call("run", "--dry-run", str(written(asking, tmp_path)))
     assert answer.returncode == 0, answer.stderr
     assert "A person has to approve it: 100.00 PU is above limits.ask_above_pu of 50." in answer.stdout
+    folder = prepare(asking).folder
+    for cap, told in (
+        (99.0, "A person has to approve it"),
+        (120.0, "Request r-1 has been approved up to 120.00 PU; for another one a person is asked again."),
+    ):
+        approved = Approved("r-1", 100.0, cap, "Ada", "terminal", "", "2026-01-01T00:00:00+00:00")
+        write_file(folder + APPROVALS, json.dumps([asdict(approved)]).encode(), asking.storage)
+        assert told in call("run", "--dry-run", str(written(asking, tmp_path))).stdout
 
 
 @pytest.mark.parametrize("option", ["--json", "--geopackage"])

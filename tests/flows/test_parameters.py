@@ -55,6 +55,15 @@ def test_dates_of_yaml_need_no_quotes(tmp_path: Path) -> None:
     assert read_config(tmp_path / "run.yml").period.end == date(2019, 5, 1)
 
 
+def test_where_a_real_service_is_paid_area_and_period_must_be_said() -> None:
+    real = CONFIG | {"service": {"base_url": "https://services.sentinel-hub.com"}}
+    assert parse_config(real, "run.yaml").area.name == "Ljubljana"
+    for missing in (["area"], ["period"], ["area", "period"]):
+        [problem] = problems({name: value for name, value in real.items() if name not in missing})
+        assert f"does not say {' and '.join(missing)}" in problem
+        assert "https://services.sentinel-hub.com would be paid for localhub's sample" in problem
+
+
 def test_an_empty_file_means_the_defaults_which_are_valid(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("")
     assert read_config(tmp_path / "run.yaml") == LandCover()

@@ -175,7 +175,9 @@ def test_a_finished_request_comes_first_until_its_files_are_removed(
 def test_a_failed_request_is_not_found_again(client: BatchProcessClient, work: Work, storage: Storage) -> None:
     broken = replace(work, process_request={**work.process_request, "evalscript": "//VERSION=3\nlet a = ;"})
     job = create_job(client, broken, storage)
-    with pytest.raises(JobFailed, match=rf"(?s)Request {job.id} failed in its analysis: .*SyntaxError"):
+    with pytest.raises(
+        JobFailed, match=rf"(?s)Request {job.id} failed in its analysis: .*SyntaxError.*\nNothing was bought"
+    ):
         analyse_job(client, job)
     assert find_job(client, work, storage) is None
 
