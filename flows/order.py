@@ -57,6 +57,7 @@ from tasks.reference import (
     prepare_reference,
     staged,
 )
+from tasks.scratch import scratch_folder
 from tasks.service import Service
 from tasks.storage import Storage, check_writable, is_loopback, open_filesystem, read_file, s3_keys
 
@@ -299,8 +300,8 @@ def local_reference(order: Order, records: Iterable[TileRecord]) -> Iterator[Pre
     if reference is None or not tiles:
         yield None
         return
-    with tempfile.TemporaryDirectory(prefix="eopatch-flow-") as folder:
-        prepared = prepare_reference(reference, storage, tiles, Path(folder))
+    with scratch_folder() as folder:
+        prepared = prepare_reference(reference, storage, tiles, folder)
         if prepared.findings.polygons == 0 and len(tiles) == len(order.tiles):
             files = ", ".join(one.title for one in reference.inputs)
             raise InvalidInput(
@@ -330,8 +331,8 @@ def _area(parameters: LandCover, keys: Callable[[], object]) -> BaseGeometry | N
         return area_geometry(parameters.area)
     keys()
     files, path = open_filesystem(file, storage)
-    with tempfile.TemporaryDirectory(prefix="eopatch-flow-") as folder:
-        local = str(Path(folder) / Path(path).name)
+    with scratch_folder() as folder:
+        local = str(folder / Path(path).name)
         try:
             files.get_file(path, local)
         except (OSError, BotoCoreError) as error:

@@ -30,6 +30,8 @@ BLOSC, BLOSC_BY_BITS = Blosc(), Blosc(shuffle=Blosc.BITSHUFFLE)
 but up to a third larger where data and holes take turns every few pixels."""
 BLOSC_HEADER = 16
 """Bytes by which what cannot be compressed grows."""
+LARGEST_AT_WORK = 2**30
+"""Bytes of zarr's chunks, as they are and compressed, that threads have at the same time."""
 MEMBER_BYTES = 2**21
 """How much of an array is compressed at a time: what stays in a processor's cache."""
 
@@ -170,7 +172,8 @@ def _save_zarr(source: ArraySource, path: Path, digest: Digest) -> Iterator[byte
         source.finished(part[0])  # what the content may be a view of is gone now
         return hashed
 
-    yield from in_order(stored, source.frames())
+    frame_bytes = int(np.prod(source.frame_shape)) * source.dtype.itemsize
+    yield from in_order(stored, source.frames(), max(1, LARGEST_AT_WORK // (2 * frame_bytes)))
 
 
 def by_blosc(content: NDArray[Any], how: Blosc) -> bytes | bytearray:

@@ -32,6 +32,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
+import aiohttp
 import botocore.exceptions
 from botocore.exceptions import BotoCoreError
 from eolearn.core.constants import FeatureType
@@ -45,6 +46,7 @@ from s3fs import S3FileSystem
 
 from tasks.arrayfiles import ArraySource, save_array
 from tasks.arrayfiles import FileFormat as FileFormat  # noqa: PLC0414 - stages take it from here
+from tasks.scratch import scratch_folder
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -270,7 +272,8 @@ def is_transient(error: object) -> bool:
     if isinstance(error, OSError) and error.errno in STORE_ERRORS:
         return True
     network = (botocore.exceptions.ConnectionError, botocore.exceptions.HTTPClientError, FSTimeoutError)
-    return isinstance(error, (ConnectionError, TimeoutError, *network))
+    cut_off = (aiohttp.ClientPayloadError, botocore.exceptions.IncompleteReadError)
+    return isinstance(error, (ConnectionError, TimeoutError, *network, *cut_off))
 
 
 def network_failed(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
@@ -304,14 +307,16 @@ def _forget_variables(error: BaseException | None) -> None:
 @contextmanager
 def _staging_folder(files: AbstractFileSystem, folder: str) -> Iterator[Path]:
     """A new local folder; on a local target it is on the same file system, and earlier leftovers are removed."""
-    parent, prefix = None, "eopatch-"
-    if isinstance(files, LocalFileSystem):
-        parent, prefix = Path(folder).parent.parent, f".{Path(folder).name}.staging-"
-        parent.mkdir(parents=True, exist_ok=True)
-        for leftover in [path for path in parent.iterdir() if path.name.startswith(prefix)]:
-            shutil.rmtree(leftover)
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=parent) as staging:
-        yield Path(staging)
+    if not isinstance(files, LocalFileSystem):
+        with scratch_folder() as staging:
+            yield staging
+        return
+    parent, prefix = Path(folder).parent.parent, f".{Path(folder).name}.staging-"
+    parent.mkdir(parents=True, exist_ok=True)
+    for leftover in [path for path in parent.iterdir() if path.name.startswith(prefix)]:
+        shutil.rmtree(leftover)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=parent) as name:
+        yield Path(name)
 
 
 def _seal(staged: Path, marker: str) -> int:

@@ -4,6 +4,7 @@ What is given to them must release Python's lock while it works, and never wait 
 """
 
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -50,19 +51,27 @@ def room(shape: tuple[int, ...], dtype: np.dtype[Any], use: Literal["numbers", "
     return kept[:size].view(dtype).reshape(shape)
 
 
-def in_order(work: Callable[[Item], Result], items: Iterable[Item]) -> Generator[Result, None, None]:
+def in_order(
+    work: Callable[[Item], Result], items: Iterable[Item], at_once: int | None = None
+) -> Generator[Result, None, None]:
     """Give the result for each item in the items' order; only a few are ahead, so that memory stays bounded.
 
     Nothing is at work any more when it ends, even by an error: what the work uses may then be taken away.
+
+    Args:
+        work: on an item.
+        items: of any number.
+        at_once: how many are at work, or wait for it, at most; by default what keeps all processors busy.
 
     Raises:
         Exception: what the work on an item raises; work that has not begun is given up.
     """
     ahead: deque[Future[Result]] = deque()
+    most = min(at_once or sys.maxsize, 2 * processors() + 1)
     try:
         for item in items:
             ahead.append(workers().submit(work, item))
-            if len(ahead) > 2 * processors():
+            if len(ahead) == most:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()

@@ -1,11 +1,9 @@
 """One tile's files become one EOPatch."""
 
-import tempfile
 import time
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from eolearn.core.constants import FeatureType
@@ -37,6 +35,7 @@ from tasks.eopatches import (
 from tasks.errors import TileError
 from tasks.form import FormModel
 from tasks.grid import Tile
+from tasks.scratch import scratch_folder
 from tasks.storage import Storage, open_filesystem
 
 MARKER = "BATCH"
@@ -72,8 +71,8 @@ class PatchOptions(FormModel):
         default="keep",
         title="Raw tiles",
         description="What becomes of the delivered GeoTIFFs. delete: once a tile's EOPatch has been read back and is "
-        "what was written; an EOPatch that is lost after that has to be bought again. Tiles without an EOPatch keep "
-        "their files.",
+        "what was written; an EOPatch that is lost after that has to be bought again. Tiles without data, "
+        "or without an EOPatch, keep their files.",
         examples=["keep"],
     )
 
@@ -159,8 +158,8 @@ def convert_tile(
         OSError: a file system fails.
     """
     start = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="eopatch-") as scratch, tile_pool() as pool:
-        delivery = Delivery(tile, delivered, source, Path(scratch), pool)
+    with scratch_folder() as scratch, tile_pool() as pool:
+        delivery = Delivery(tile, delivered, source, scratch, pool)
         dates = read_dates(delivery, mapping)
         samples = read_samples(delivery, mapping)
         quality = read_quality(delivery, mapping, dates)
@@ -174,7 +173,8 @@ def convert_tile(
                 "samples": samples,
             }
             written, content = _write(delivery, made, dates, marker, target, folder, options)
-            note = _delete_raw(delivery, content, target, folder) if options.raw_tiles == "delete" else ""
+            if has_data and options.raw_tiles == "delete":
+                note = _delete_raw(delivery, content, target, folder)
         else:
             remove_patch(target, folder, MARKER)
     return ConversionRecord(
@@ -237,7 +237,7 @@ def _has_data(delivery: Delivery, mapping: FeatureMapping, dates: Dates, quality
     if mapping.temporal and not dates.order:
         check_nothing_seen(delivery, mapping)
         return False
-    return quality is None or bool(quality.numbers.any())
+    return quality is None or any((date > 0).any() for date in quality.numbers)
 
 
 def _empty(tile: Tile, mapping: FeatureMapping, dates: Dates) -> Generator[Feature, None, None]:

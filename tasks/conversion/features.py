@@ -39,13 +39,16 @@ class Feature:
     source: ArraySource
 
 
-def decode(numbers: NDArray[Any], rule: FeatureRule, out: NDArray[Any] | None = None) -> NDArray[Any]:
+def decode(
+    numbers: NDArray[Any], rule: FeatureRule, out: NDArray[Any] | None = None, unseen: NDArray[Any] | None = None
+) -> NDArray[Any]:
     """Turn delivered numbers into a feature's values: ``number * scale + offset``, 0 where there is no data.
 
     Args:
         numbers: any shape; integers are scaled in double precision.
         rule: scale, offset, no-data number and type of the result.
         out: where the values go; an array of that shape and the rule's type, not that of the numbers.
+        unseen: true where values do not count and need not fit the type; of a shape that fits the numbers'.
 
     Raises:
         ValueError: a value does not fit the rule's type.
@@ -60,6 +63,7 @@ def decode(numbers: NDArray[Any], rule: FeatureRule, out: NDArray[Any] | None = 
     if result.dtype.kind != "f" and values.dtype.kind == "f":
         values = np.rint(values)
     if result.dtype.kind != "f" and not np.can_cast(values.dtype, result.dtype):
+        values = values if unseen is None else np.where(unseen, values.dtype.type(0), values)
         _check_range(values, result.dtype)
     if values is not result:
         np.copyto(result, values, casting="unsafe")
@@ -105,7 +109,9 @@ def read_quality(delivery: Delivery, mapping: FeatureMapping, dates: Dates) -> P
     """The quality output as delivered, its dates in the files' order; None without one, or without dates."""
     if mapping.quality_output is None or not dates.order:
         return None
-    return delivery.planes(mapping.quality_output, _rooms(delivery, mapping, 1), len(dates.order))
+    output = mapping.quality_output
+    sample_type = next((rule.sample_type for rule in mapping.features if output in rule.outputs), None)
+    return delivery.planes(output, _rooms(delivery, mapping, 1), len(dates.order), sample_type)
 
 
 def check_nothing_seen(delivery: Delivery, mapping: FeatureMapping) -> None:
@@ -116,16 +122,18 @@ def check_nothing_seen(delivery: Delivery, mapping: FeatureMapping) -> None:
     """
     outputs = {output for rule in mapping.features if rule.temporal for output in rule.outputs}
     for output in sorted(outputs) if mapping.quality_output is None else [mapping.quality_output]:
-        numbers = delivery.planes(output, _rooms(delivery, mapping, 1)).numbers
-        if mapping.quality_output is None:
-            first = numbers[:, :1, :1]
-            numbers = (numbers != first) & ~(np.isnan(numbers) & np.isnan(first))
-        if numbers.any():
-            raise delivery.fault(
-                delivery.delivered.outputs[output],
-                f"has data in its {len(numbers)} bands, but {delivery.delivered.userdata} names no dates; let the "
-                "script's updateOutputMetadata return them as timestamps",
-            )
+        planes = delivery.planes(output, _rooms(delivery, mapping, 1))
+        for layer in planes.numbers:
+            same = np.broadcast_to(layer[0, 0], layer.shape)
+            is_quality = output == mapping.quality_output
+            if (layer > 0).any() if is_quality else not np.array_equal(layer, same, equal_nan=True):
+                raise delivery.fault(
+                    delivery.delivered.outputs[output],
+                    f"has data in its {len(planes.numbers)} bands, but {delivery.delivered.userdata} names no dates; "
+                    "let the script's updateOutputMetadata return them as timestamps",
+                )
+            planes.release()
+        planes.forget(slice(None))
 
 
 def _rooms(delivery: Delivery, mapping: FeatureMapping, files: int) -> Rooms:
@@ -144,7 +152,6 @@ def features(
         for place, rule in enumerate(mapping.features):
             source = _source(delivery.tile, rule, loader.planes(place), dates, quality)
             yield Feature(rule.feature_type, rule.name, loader.ahead(place, source))
-            del source  # its memory is free before the next one is waited for
     yield from _quality_masks(mapping, dates, quality)
 
 
@@ -173,7 +180,7 @@ class _Loader:
         self._delivery, self._mapping, self._dates, self._quality = delivery, mapping, dates, quality
         self._threads = ThreadPoolExecutor(FILES_AT_ONCE, thread_name_prefix="load")
         self._lock = threading.Lock()
-        self._begun: list[list[Future[Planes]]] = []
+        self._begun: list[tuple[Rooms, list[Future[Planes]]]] = []
 
     def __enter__(self) -> Self:
         return self
@@ -184,8 +191,10 @@ class _Loader:
     def planes(self, place: int) -> list[Planes]:
         """The files of a feature by its place in the mapping, when all of them are there."""
         self._begin(place)
-        futures, self._begun[place] = self._begun[place], []
-        return [future.result() for future in futures]
+        (rooms, futures), self._begun[place] = self._begun[place], (self._begun[place][0], [])
+        planes = [future.result() for future in futures]
+        rooms.settle()
+        return planes
 
     def ahead(self, place: int, source: ArraySource) -> ArraySource:
         """The same source; once it is half written, the next feature is begun."""
@@ -202,11 +211,15 @@ class _Loader:
         with self._lock:
             if len(self._begun) <= place < len(self._mapping.features):
                 rule = self._mapping.features[place]
-                rooms = _rooms(self._delivery, self._mapping, len(rule.outputs))
-                self._begun.append([self._threads.submit(self._load, rule, output, rooms) for output in rule.outputs])
+                rooms = _rooms(self._delivery, self._mapping, sum(not self._is_there(one) for one in rule.outputs))
+                futures = [self._threads.submit(self._load, rule, output, rooms) for output in rule.outputs]
+                self._begun.append((rooms, futures))
+
+    def _is_there(self, output: str) -> bool:
+        return self._quality is not None and output == self._mapping.quality_output
 
     def _load(self, rule: FeatureRule, output: str, rooms: Rooms) -> Planes:
-        if self._quality is not None and output == self._mapping.quality_output:
+        if self._quality is not None and self._is_there(output):
             return self._quality
         dates = len(self._dates.order) if rule.temporal else None
         return self._delivery.planes(output, rooms, dates, rule.sample_type, per_date=rule.bands_per_date)
@@ -216,7 +229,7 @@ def _source(
     tile: Tile, rule: FeatureRule, planes: Sequence[Planes], dates: Dates, quality: Planes | None
 ) -> ArraySource:
     """The values of a feature."""
-    frames = _Frames(tile, rule, planes, dates, quality if rule.temporal else None)
+    frames = _Frames(tile, rule, planes, dates, quality)
     time = (len(dates.order),) if rule.temporal else ()
     bands = len(planes) * rule.bands_per_date if rule.temporal else sum(len(file.numbers) for file in planes)
     shape = (*time, tile.height, tile.width, bands)
@@ -235,17 +248,18 @@ class _Frames:
         rule: what the numbers mean.
         planes: numbers of the files.
         dates: of the files.
-        quality: where it is 0, values are; None for a timeless feature.
+        quality: where it is 0, values with dates are; None where there is none.
     """
 
     def __init__(
         self, tile: Tile, rule: FeatureRule, planes: Sequence[Planes], dates: Dates, quality: Planes | None
     ) -> None:
-        self._tile, self._rule, self._planes, self._dates, self._quality = tile, rule, planes, dates, quality
+        self._tile, self._rule, self._planes, self._dates = tile, rule, planes, dates
+        self._quality = quality if rule.temporal else None
         self._dtype = np.result_type(*(file.numbers for file in planes))
         self._as_delivered = self._dtype == rule.dtype and self._dtype.kind in "iu" and rule.keeps_numbers
-        self._used = set(planes) if quality is None else {*planes, quality}
-        self._own = self._used - {quality} if rule.temporal else set()  # the quality is needed by all features
+        self._used = set(planes) if self._quality is None else {*planes, self._quality}
+        self._own = set(planes) - {quality}  # which is needed by all features
 
     def read(self, frame: int, first: int, last: int, rows: NDArray[Any]) -> None:
         """Make rows of a frame."""
@@ -256,12 +270,14 @@ class _Frames:
             numbers = rows if self._as_delivered else np.empty(rows.shape, self._dtype)
             for band, layer in enumerate(layers):
                 numbers[:, :, band] = layer[first:last]
-        if not self._as_delivered:
-            _decode(self._tile, numbers, self._rule, rows)
+        unseen = None
         if self._quality is not None:
-            missing = self._quality.numbers[self._dates.order[frame], first:last] == 0
-            if missing.any():
-                rows[missing] = 0
+            unseen = ~(self._quality.numbers[self._dates.order[frame], first:last] > 0)  # as IS_DATA has it, NaN too
+            unseen = unseen if unseen.any() else None
+        if not self._as_delivered:
+            _decode(self._tile, numbers, self._rule, rows, unseen)
+        if unseen is not None:
+            rows[unseen] = 0
         for file in self._used:
             file.release()
 
@@ -288,9 +304,11 @@ class _Frames:
         return self._rule.positions(self._dates.order[frame], len(self._dates.order))
 
 
-def _decode(tile: Tile, numbers: NDArray[Any], rule: FeatureRule, rows: NDArray[Any]) -> None:
+def _decode(
+    tile: Tile, numbers: NDArray[Any], rule: FeatureRule, rows: NDArray[Any], unseen: NDArray[Any] | None
+) -> None:
     try:
-        decode(numbers, rule, rows)
+        decode(numbers, rule, rows, None if unseen is None else unseen[:, :, np.newaxis])
     except ValueError as error:
         raise TileError(f"Tile {tile.name}: feature {rule.name}: {error}.") from error
 

@@ -9,6 +9,7 @@ What has another compression than DEFLATE, or another byte order or sample width
 Source of the rules: TIFF 6.0, sections 14 (predictor 2) and 15 (tiles), and Adobe's Technical Note 3 (predictor 3).
 """
 
+import operator
 import struct
 import sys
 from collections.abc import Iterator
@@ -115,9 +116,10 @@ def read_layout(file: BinaryIO | str, fill: float) -> Layout | None:
     try:
         with tifffile.TiffFile(file) as tiff:
             layout = _layout(tiff, fill)
+            blocks = 0 if layout is None else sum(len(job.blocks) for job in layout.jobs())
     except (ValueError, TypeError, LookupError, ArithmeticError, struct.error) as error:
         raise DamagedBlock(f"tags: {error!r}") from error
-    if layout is not None and len(layout.places) != sum(len(job.blocks) for job in layout.jobs()):
+    if layout is not None and len(layout.places) != blocks:
         raise DamagedBlock(f"tags tell {len(layout.places)} blocks, too many or too few for {layout.shape}")
     return layout
 
@@ -140,8 +142,20 @@ def _layout(tiff: tifffile.TiffFile, fill: float) -> Layout | None:
         padded=page.is_tiled,
         predictor=int(page.predictor),
         fill=fill,
-        places=tuple(zip(page.dataoffsets, page.databytecounts, strict=True)),
+        places=tuple(_places(page, tiff.filehandle.size)),
     )
+
+
+def _places(page: tifffile.TiffPage, file_size: int) -> Iterator[tuple[int, int]]:
+    """Where each block lies.
+
+    Raises:
+        ValueError, TypeError: not in the file; damaged tags may tell anything.
+    """
+    for start, size in zip(page.dataoffsets, page.databytecounts, strict=True):
+        if not 0 <= start <= start + size <= file_size:
+            raise ValueError(f"a block of {size} bytes at {start}, in a file of {file_size}")
+        yield operator.index(start), operator.index(size)
 
 
 def decode_job(content: Content, layout: Layout, job: Job, numbers: NDArray[Any]) -> None:

@@ -10,7 +10,7 @@ import tempfile
 import threading
 from bisect import insort
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,8 +73,7 @@ class Pool:
                         region.used = True
                         return region, first
             memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            if hasattr(mmap, "MADV_HUGEPAGE"):
-                memory.madvise(mmap.MADV_HUGEPAGE)
+            _advise(memory, "MADV_HUGEPAGE")
             region = Region(memory, [])
             insort(self._regions, region, key=lambda one: len(one.memory))  # the smallest that suffices is taken
             return region, 0
@@ -96,9 +95,8 @@ class Pool:
             self._regions = [
                 Region(one.memory, [(0, len(one.memory))], used=False) for one in self._regions if one.used
             ]
-            if hasattr(mmap, "MADV_FREE"):
-                for region in self._regions:
-                    region.memory.madvise(mmap.MADV_FREE)
+            for region in self._regions:
+                _advise(region.memory, "MADV_FREE")
 
 
 _idle: list[Pool] = []
@@ -145,21 +143,29 @@ class Rooms:
         if size * self._most_files > LARGEST_IN_MEMORY:
             return self._on_scratch(shape, dtype, size)
         with self._lock:
-            made = self._made.setdefault((shape, dtype), [])
-            if not made:
-                made.extend(self._in_memory(shape, dtype, size))
-            return made.pop()
+            kind = (shape, dtype)
+            if not self._made.get(kind):
+                alone = bool(self._made)  # files that differ do not lie side by side
+                self._made[kind] = list(self._in_memory(shape, dtype, 1 if alone else self._files))
+            return self._made[kind].pop()
 
-    def _in_memory(self, shape: tuple[int, int, int], dtype: np.dtype[Any], size: int) -> Iterator[Planes]:
-        region, start = self._pool.take(size * self._files)
-        bands, plane = shape[0], size // shape[0]
-        together = np.frombuffer(region.memory, dtype, size * self._files // dtype.itemsize, start)
-        by_file = together.reshape(bands, self._files, *shape[1:]).swapaxes(0, 1)
+    def settle(self) -> None:
+        """Give back the room of files that were of another shape or type; call it when all files are there."""
+        with self._lock:
+            for planes in self._made.values():
+                while planes:
+                    planes.pop().forget(slice(None))
+
+    def _in_memory(self, shape: tuple[int, int, int], dtype: np.dtype[Any], files: int) -> Iterator[Planes]:
+        bands, plane = shape[0], shape[1] * shape[2] * dtype.itemsize
+        region, start = self._pool.take(bands * files * plane)
+        together = np.frombuffer(region.memory, dtype, bands * files * plane // dtype.itemsize, start)
+        by_file = together.reshape(bands, files, *shape[1:]).swapaxes(0, 1)
 
         def forgetting(file: int) -> Callable[[slice], None]:
             def forget(gone: slice) -> None:
                 for band in range(bands)[gone]:
-                    begin = start + (band * self._files + file) * plane
+                    begin = start + (band * files + file) * plane
                     self._pool.give_back(region, begin, begin + plane)
 
             return forget
@@ -172,4 +178,11 @@ class Rooms:
             os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error now, and no signal later
             memory = mmap.mmap(file.fileno(), size)
         numbers = np.frombuffer(memory, dtype).reshape(shape)
-        return Planes(numbers, lambda: memory.madvise(mmap.MADV_DONTNEED), lambda _: None)
+        return Planes(numbers, lambda: _advise(memory, "MADV_DONTNEED"), lambda _: None)
+
+
+def _advise(memory: mmap.mmap, advice: str) -> None:
+    """Tell the system how memory is used; one that does not know the advice does without."""
+    if hasattr(mmap, advice):
+        with suppress(OSError):
+            memory.madvise(getattr(mmap, advice))

@@ -5,7 +5,6 @@ larger than memory, as NumPy and zarr define their formats, and their numbers ar
 """
 
 import json
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from tasks.arrayfiles import FileFormat, array_path, stored_hashes
 from tasks.conversion.delivery import TileFiles
+from tasks.scratch import scratch_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +67,9 @@ def difference(written: PatchContent, files: AbstractFileSystem, folder: str) ->
     """
     if isinstance(files, LocalFileSystem):
         return _difference_of(written, folder)
-    with tempfile.TemporaryDirectory(prefix="eopatch-") as local:
-        files.get(folder, str(Path(local) / "patch"), recursive=True)
-        return _difference_of(written, str(Path(local) / "patch"))
+    with scratch_folder() as local:
+        files.get(folder, str(local / "patch"), recursive=True)
+        return _difference_of(written, str(local / "patch"))
 
 
 def delete_raw(delivered: TileFiles, source: AbstractFileSystem) -> str:

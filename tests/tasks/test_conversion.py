@@ -385,6 +385,15 @@ def test_a_file_that_is_not_the_tiles_is_named_with_what_was_expected_and_what_c
     assert not Path(folder).exists()
 
 
+def test_the_quality_must_be_of_the_type_that_the_mapping_says(
+    delivered: TileFiles, outputs: dict[str, np.ndarray], folder: str
+) -> None:
+    write_raster(Path(delivered.outputs["QUALITY"]), outputs["QUALITY"].astype(np.uint16), TILE)
+
+    with pytest.raises(TileError, match=r"QUALITY\.tif holds uint16, expected uint8"):
+        run(delivered, folder)
+
+
 def test_a_file_without_georeference_is_refused(
     delivered: TileFiles, outputs: dict[str, np.ndarray], folder: str
 ) -> None:
@@ -672,6 +681,53 @@ def test_values_that_do_not_fit_their_type_fail_the_tile(
 
     with pytest.raises(TileError, match=f"feature X: values from .* do not fit {dtype}"):
         run(deliver(tmp_path / "tile", {"X": raster}, TILE, [], predictor=3), folder, mapping)
+
+
+def test_values_without_data_need_not_fit_the_type(tmp_path: Path, folder: str) -> None:
+    quality = np.ones((1, TILE.height, TILE.width), np.uint8)
+    quality[0, 3, 4] = 0
+    numbers = np.where(quality > 0, 50, -9999).astype(np.int16)
+    rule = FeatureRule(feature_type="mask", name="X", outputs=("X",), dtype="uint8")
+    delivered = deliver(tmp_path / "tile", {"X": numbers, "QUALITY": quality}, TILE, dates(1))
+
+    run(delivered, folder, FeatureMapping(features=(rule,)))
+
+    np.testing.assert_array_equal(EOPatch.load(folder).mask["X"][..., 0], np.where(quality > 0, 50, 0))
+
+
+def test_where_the_quality_is_not_a_number_there_is_no_data(tmp_path: Path, folder: str) -> None:
+    quality = np.ones((1, TILE.height, TILE.width), np.float32)
+    quality[0, 3, 4], quality[0, 5, 6] = np.nan, -1
+    rule = FeatureRule(feature_type="data", name="X", outputs=("X",), dtype="uint16")
+    numbers = np.full(quality.shape, 7, np.uint16)
+    (tmp_path / "tile").mkdir()
+    write_raster(tmp_path / "tile/QUALITY.tif", quality, TILE, predictor=1)
+    delivered = deliver(tmp_path / "tile", {"X": numbers}, TILE, dates(1))
+    delivered = dataclasses.replace(
+        delivered, outputs={**delivered.outputs, "QUALITY": str(tmp_path / "tile/QUALITY.tif")}
+    )
+
+    run(delivered, folder, FeatureMapping(features=(rule,)))
+
+    patch = EOPatch.load(folder)
+    np.testing.assert_array_equal(patch.mask["IS_DATA"][..., 0], quality > 0)
+    np.testing.assert_array_equal(patch.data["X"][..., 0], np.where(quality > 0, 7, 0))
+
+
+def test_features_without_dates_have_the_memory_of_those_that_were_written(
+    tmp_path: Path, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planes, "_idle", [])
+    names = [f"X{number}" for number in range(8)]
+    numbers = {name: np.full((3, TILE.height, TILE.width), place, np.uint16) for place, name in enumerate(names)}
+    rules = [FeatureRule(feature_type="data_timeless", name=name, outputs=(name,), dtype="uint16") for name in names]
+
+    run(deliver(tmp_path / "tile", numbers, TILE, []), folder, FeatureMapping(features=rules, quality_output=None))
+
+    assert sum(len(region.memory) for region in planes._idle[0]._regions) <= 3 * numbers["X0"].nbytes
+    patch = EOPatch.load(folder)
+    for name in names:
+        np.testing.assert_array_equal(patch.data_timeless[name], numbers[name].transpose(1, 2, 0))
 
 
 # ---- mappings ----

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import botocore.exceptions
 import numpy as np
 import pytest
@@ -191,6 +192,8 @@ def s3_error(code: str) -> BaseException:
         (FSTimeoutError(), True),
         (botocore.exceptions.EndpointConnectionError(endpoint_url="http://s3"), True),
         (botocore.exceptions.ReadTimeoutError(endpoint_url="http://s3"), True),
+        (botocore.exceptions.IncompleteReadError(actual_bytes=3, expected_bytes=9), True),
+        (aiohttp.ClientPayloadError("Response payload is not completed"), True),
         (s3_error("SlowDown"), True),
         (s3_error("InternalError"), True),
         (s3_error("ServiceUnavailable"), True),

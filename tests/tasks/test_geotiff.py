@@ -1,5 +1,6 @@
 """Whatever a GeoTIFF's layout: the numbers are those that GDAL reads, and damage is an error."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -117,15 +118,15 @@ def test_each_block_with_a_flipped_bit_is_an_error(tmp_path: Path) -> None:
 
 
 def test_bits_that_flip_in_the_tags_are_never_another_error_than_the_tiles(tmp_path: Path) -> None:
-    path, random = tmp_path / "x.tif", np.random.default_rng(5)
+    path = tmp_path / "x.tif"
     write_raster(path, some_numbers("uint16"), TILE, **TILED)
     good, layout = path.read_bytes(), read_layout(str(path), 0)
     assert layout is not None
     tags = [place for place in range(len(good)) if not any(start <= place < start + n for start, n in layout.places)]
     damaged = 0
-    for place, bit in zip(random.choice(tags, 300), random.integers(0, 8, 300), strict=True):
+    for place, bit in itertools.product(tags, range(8)):
         spoiled = bytearray(good)
-        spoiled[place] ^= 1 << int(bit)
+        spoiled[place] ^= 1 << bit
         path.write_bytes(spoiled)
         try:
             numbers = read(path, LocalFileSystem(), tmp_path)
@@ -133,7 +134,7 @@ def test_bits_that_flip_in_the_tags_are_never_another_error_than_the_tiles(tmp_p
             damaged += 1
         else:  # tags have no checksum
             assert numbers.shape == (BANDS, HEIGHT, WIDTH)
-    assert damaged > 50
+    assert damaged > 500
 
 
 def test_files_and_numbers_that_are_too_large_for_memory_go_to_scratch_and_leave_nothing_there(

@@ -1,5 +1,7 @@
 """Memory of a tile's numbers: nobody else gets what somebody has, and what was given back is used again."""
 
+import errno
+import mmap
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -70,6 +72,40 @@ def test_files_of_a_feature_do_not_overlap_whatever_their_types() -> None:
         for number, (file, dtype) in enumerate(zip(files, types, strict=True)):
             assert (file.numbers.shape, file.numbers.dtype) == (SHAPE, dtype)
             assert (file.numbers == number).all()
+
+
+def test_room_is_kept_for_the_files_that_came_whatever_their_types() -> None:
+    with tile_pool() as pool:
+        rooms = Rooms(pool, Path(), 6, 6)
+        shapes = [SHAPE, SHAPE, (1, 10, 10), (2, 10, 10), SHAPE, SHAPE]
+        types = ["uint16", "uint16", "uint16", "uint16", "uint8", "float32"]
+        files = [rooms.planes(shape, np.dtype(dtype)) for shape, dtype in zip(shapes, types, strict=True)]
+        rooms.settle()
+        free = sum(end - begin for region in pool._regions for begin, end in region.free)
+        needed = sum(file.numbers.nbytes for file in files)
+        assert sum(len(region.memory) for region in pool._regions) - free == needed
+        assert free <= 4 * files[0].numbers.nbytes
+
+
+class Stubborn(mmap.mmap):
+    """Memory of a system that takes no advice."""
+
+    def madvise(self, *_: int) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+
+def test_a_system_that_takes_no_advice_costs_speed_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planes.mmap, "mmap", Stubborn)
+    with tile_pool() as pool:
+        file = Rooms(pool, tmp_path, 1, 1).planes(SHAPE, UINT16)
+        file.numbers[...] = 1
+        monkeypatch.setattr(planes, "LARGEST_IN_MEMORY", 0)
+        on_scratch = Rooms(pool, tmp_path, 1, 1).planes(SHAPE, UINT16)
+        on_scratch.numbers[...] = 2
+        on_scratch.release()
+        assert (on_scratch.numbers == 2).all()
 
 
 def test_the_next_tile_has_the_memory_of_the_last_one_but_not_that_of_one_that_failed() -> None:

@@ -104,6 +104,16 @@ def test_files_of_a_tile_without_an_eopatch_stay(tmp_path: Path) -> None:
     assert all(path.exists() for path in files_of(delivered))
 
 
+def test_files_of_a_tile_without_data_stay_beside_its_eopatch_of_zeros(tmp_path: Path) -> None:
+    outputs = random_outputs(TILE, 3)
+    outputs["QUALITY"][:] = 0
+    delivered = deliver(tmp_path / "tile", outputs, TILE, dates(3))
+    record = run(delivered, str(tmp_path / "a/b/c"), PatchOptions(raw_tiles="delete", keep_empty=True))
+    assert record.outcome == "no data"
+    assert not EOPatch.load(str(tmp_path / "a/b/c")).mask_timeless["VALID_COUNT"].any()
+    assert all(path.exists() for path in files_of(delivered))
+
+
 def test_files_of_a_tile_that_fails_stay(delivered: TileFiles, tmp_path: Path) -> None:
     broken = Path(delivered.outputs["B08"])
     broken.write_bytes(broken.read_bytes()[:1000])

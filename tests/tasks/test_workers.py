@@ -16,6 +16,24 @@ def test_results_come_in_the_order_of_the_items() -> None:
     assert list(in_order(work, range(30))) == [item * item for item in range(30)]
 
 
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_no_more_are_at_work_than_is_asked_for(at_once: int) -> None:
+    at_work, lock, most = 0, threading.Lock(), 0
+
+    def work(item: int) -> int:
+        nonlocal at_work, most
+        with lock:
+            at_work += 1
+            most = max(most, at_work)
+        time.sleep(0.01)
+        with lock:
+            at_work -= 1
+        return item
+
+    assert list(in_order(work, range(12), at_once)) == list(range(12))
+    assert most == at_once
+
+
 @pytest.mark.parametrize("by", ["an error", "giving up"])
 def test_nothing_is_at_work_when_it_ends(by: str) -> None:
     at_work, lock = set[int](), threading.Lock()
