@@ -328,7 +328,7 @@ class Surroundings:
 
     def __init__(self, boxes: NDArray[np.float64], turn: float = np.inf) -> None:
         around = np.hstack([boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)])
-        self._shifts = (0.0, -turn, turn) if around[2] - around[0] < turn else (0.0,)
+        self._shifts = (0.0, -turn, turn) if around[2] - around[0] < turn < np.inf else (0.0,)
         self._around = around
         self.outline = shapely.multipolygons([shapely.box(*_moved(around, shift)) for shift in self._shifts])
         self._low = np.tile(around[:2], 2)

@@ -44,7 +44,7 @@ def labels(path: Path, shapes: list[Any], crs: int | CRS, tiles: list[Tile]) -> 
     ]
 
 
-def expected(shapes: list[Any], crs: int, tile: Tile, shifts: tuple[float, ...] = (0.0,)) -> NDArray[np.uint8]:
+def expected(shapes: list[Any], crs: int | CRS, tile: Tile, shifts: tuple[float, ...] = (0.0,)) -> NDArray[np.uint8]:
     """What lies at the centre of each pixel; there, and so far from there."""
     columns, rows = np.meshgrid(np.arange(tile.width) + 0.5, np.arange(tile.height) + 0.5)
     x, y = Transformer.from_crs(tile.epsg, crs, always_xy=True).transform(*(tile.transform * (columns, rows)))
@@ -140,6 +140,34 @@ def test_the_world_on_a_web_map_is_everywhere(tmp_path: Path) -> None:
     tiles = [tile_at(15, 46, 32633, name="a"), tile_at(-179.99, -17, 32701, name="b")]
 
     assert [one.min() for one in labels(tmp_path / "r.gpkg", [world], 3857, tiles)] == [1, 1]
+
+
+@pytest.mark.parametrize("crs", ["EPSG:8857", "ESRI:54009", "ESRI:54030", "EPSG:6933", "EPSG:4087", "EPSG:3395"])
+@pytest.mark.parametrize("hole", [0, 700])
+def test_the_world_of_any_projection_is_everywhere_but_in_its_hole(tmp_path: Path, crs: str, hole: float) -> None:
+    project = Transformer.from_crs(4326, crs, always_xy=True).transform
+    world = shapely.transform(
+        shapely.segmentize(shapely.box(-179.9, -60, 179.9, 80), 1), lambda points: np.column_stack(project(*points.T))
+    )
+    world = world.difference(shapely.Point(project(15, 46)).buffer(hole)) if hole else world
+    tiles = [tile_at(15, 46, 32633, name="a"), tile_at(-70, -30, 32719, name="b")]
+
+    found = labels(tmp_path / "r.parquet", [world], CRS(crs), tiles)
+
+    assert [one.any() for one in found] == [True, True]
+    for got, tile in zip(found, tiles, strict=True):
+        assert np.count_nonzero(got != expected([world], CRS(crs), tile)) <= tile.width // 10
+
+
+@pytest.mark.parametrize("place", [(15, 70), (-150, 80)])
+def test_a_square_around_the_pole_that_is_wider_than_a_quarter_turn_is_not_lost(
+    tmp_path: Path, place: tuple[float, float]
+) -> None:
+    tile = tile_at(*place, 32633 if place[0] > 0 else 32606)
+
+    (found,) = labels(tmp_path / "r.parquet", [shapely.box(-5.2e6, -5.2e6, 5.2e6, 5.2e6)], 3413, [tile])
+
+    assert found.min() == 1
 
 
 # ---- at the antimeridian ----
