@@ -24,6 +24,7 @@ from pyproj import CRS
 
 from tasks.grid import Tile
 from tasks.grid.coordinates import crs_of
+from tasks.reference.antimeridian import continuous, eastwards, turn_of, turns
 from tasks.reference.classification import NULL, UNMAPPED
 from tasks.reference.projection import transform_between
 from tasks.reference.shapes import Geometries, Shapes, joined
@@ -46,8 +47,6 @@ MOST_CELLS, CELLS_A_TILE = 1_000_000, 8
 """With more, of a plane that is cut along the edges of tiles, tiles are in no grid; a grid has one to four a tile."""
 _NONE, _UNTOLD = -1, -2
 """In place of the number of a tile."""
-PSEUDO_MERCATOR = "Popular Visualisation Pseudo Mercator"
-"""EPSG's name of the projection of web maps."""
 WIDEST_M = 10_000_000.0
 """A polygon that reaches farther, a quarter turn, is cut before it is reprojected."""
 MOST_POINTS = 100_000
@@ -147,6 +146,7 @@ class Zone:
         self._straight_m = _longest_straight_m(
             min(tile.transform.a for tile in by_name.values()) * _metres(crs_of(epsg))
         )
+        self._turn = turn_of(crs_of(epsg))
         self._boxes = shapely.box(*self._bounds.T)
         shapely.prepare(self._boxes)
         self._tree = shapely.STRtree(self._boxes)
@@ -192,17 +192,17 @@ class Zone:
         there = pointed.transformed(transform)
         lost = np.flatnonzero(wide | ~_finite(there.bounds))
         if len(lost) == 0:
-            return there
+            return continuous(there, crs_of(self._epsg))
         cut, _ = polygonal(shapely.intersection(shapes.take(lost).geometries(), surroundings.outline))
         polygons = there.geometries().copy()
         steps = np.fmax(longest, _sizes(shapely.bounds(cut)) / MOST_POINTS)
         polygons[lost] = shapely.transform(shapely.segmentize(cut, steps), transform)
         polygons[~_finite(shapely.bounds(polygons))] = None
-        return Geometries(polygons)
+        return continuous(Geometries(polygons), crs_of(self._epsg))
 
     def add(self, shapes: Shapes, **columns: NDArray[np.generic]) -> NDArray[np.bool_]:
         """Keep what touches a tile of polygons, with the columns of :data:`SCHEMA`; tells which polygons these are."""
-        parts, polygon = shapes.parts()
+        parts, polygon = self._around_the_earth(*shapes.parts())
         part, tile = self._touching(parts)
         touches = np.zeros(len(parts), np.bool_)
         touches[part] = True
@@ -232,6 +232,22 @@ class Zone:
         index["name"], index["begin"], index["end"] = self._names, np.append(0, ends[:-1]), ends
         np.save(self._folder / f"rows-{self._epsg}.npy", rows[order])
         np.save(self._folder / f"tiles-{self._epsg}.npy", index)
+
+    def _around_the_earth(self, parts: Shapes, polygon: NDArray[np.int64]) -> tuple[Shapes, NDArray[np.int64]]:
+        """Give parts also a turn away, if tiles may be there; where the CRS goes around the Earth, it is the same."""
+        if not np.isfinite(self._turn):
+            return parts, polygon
+        found, origin = [parts], [polygon]
+        west, east = self._bounds[:, 0].min(), self._bounds[:, 2].max()
+        for shift in (-self._turn, self._turn):
+            there = _moved(parts.bounds, shift)
+            some = np.flatnonzero((there[:, 0] < east) & (there[:, 2] > west))
+            if len(some):
+                found.append(parts.take(some).transformed(eastwards(shift)))
+                origin.append(polygon[some])
+        if len(found) == 1:
+            return parts, polygon
+        return Geometries(np.concatenate([one.geometries() for one in found])), np.concatenate(origin)
 
     def _touching(self, shapes: Shapes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Pairs of a polygon and a tile that share at least a point."""
@@ -305,7 +321,7 @@ def around(boxes: Iterable[NDArray[np.float64]], turn: float, extent: Callable[[
 
     Args:
         boxes: (n, 4) each.
-        turn: of the CRS of boxes and polygons, see :func:`turn_of`.
+        turn: of the CRS of boxes and polygons, see :func:`tasks.reference.antimeridian.turn_of`.
         extent: gives the bounds of the polygons, if asked for; None where they are not known, then they are where the
             CRS begins and ends.
     """
@@ -357,25 +373,6 @@ class Surroundings:
     def _cells(self, bounds: NDArray[np.float64]) -> NDArray[np.int64]:
         cells: NDArray[np.float64] = np.floor((bounds - self._low) / self._size * CELLS) + 1
         return np.clip(cells, 0, CELLS + 1).astype(np.int64)
-
-
-def turn_of(crs: CRS) -> float:
-    """How far it is once around the Earth along x, in a CRS's unit; infinite where x does not go around.
-
-    PROJ takes points of such a CRS beyond its edge for those a turn away.
-    """
-    unit = float(crs.axis_info[0].unit_conversion_factor)
-    if crs.is_geographic:
-        return 2 * np.pi / unit
-    operation = crs.coordinate_operation
-    if operation is None or operation.method_name != PSEUDO_MERCATOR or crs.ellipsoid is None:
-        return np.inf
-    return 2 * np.pi * float(crs.ellipsoid.semi_major_metre) / unit
-
-
-def turns(distance: NDArray[np.float64], turn: float) -> NDArray[np.float64]:
-    """The whole turns in distances, to the nearest."""
-    return np.rint(distance / turn) * turn if np.isfinite(turn) else np.zeros(len(distance))
 
 
 def _moved(bounds: NDArray[np.float64], shift: float) -> NDArray[np.float64]:

@@ -19,10 +19,11 @@ from tasks.errors import InvalidInput
 from tasks.grid import Tile
 from tasks.grid.coordinates import crs_of
 from tasks.reference.address import is_database
+from tasks.reference.antimeridian import turn_of
 from tasks.reference.classification import NULL, UNMAPPED, Classifier, as_text
 from tasks.reference.files import identity_of_files, is_local, local_copy
 from tasks.reference.parameters import Input, Reference, codes_of
-from tasks.reference.polygons import Surroundings, around, by_epsg, polygonal, turn_of, zones_of
+from tasks.reference.polygons import Surroundings, around, by_epsg, polygonal, zones_of
 from tasks.reference.postgis import PostgisSource
 from tasks.reference.shapes import Geometries, Shapes, geometries_of, single_rings
 from tasks.reference.sources import PLACES, Rows, Source, open_source

@@ -13,6 +13,7 @@ from pyproj import CRS, Transformer
 
 from tasks.grid import Tile
 from tasks.reference import Reference, burn, prepare_reference
+from tasks.reference.antimeridian import turn_of
 from tasks.reference.polygons import polygons_of_tile
 from tasks.reference.shapes import Geometries, single_rings
 from tasks.storage import Storage
@@ -174,7 +175,9 @@ def test_a_square_around_the_pole_that_is_wider_than_a_quarter_turn_is_not_lost(
 
 
 @pytest.mark.parametrize("suffix", ["gpkg", "fgb", "parquet"])
-@pytest.mark.parametrize(("source", "turn"), [(4326, 360.0), (3857, WEB_TURN_M)])
+@pytest.mark.parametrize(
+    ("source", "turn"), [(4326, 360.0), (3857, WEB_TURN_M), (3395, WEB_TURN_M), (4087, WEB_TURN_M)]
+)
 @pytest.mark.parametrize("turned", [0, -1, 1])
 def test_polygons_across_the_antimeridian_label_both_sides_wherever_their_longitudes_begin(
     tmp_path: Path, source: int, turn: float, turned: int, suffix: str
@@ -217,3 +220,79 @@ def test_tiles_across_the_antimeridian_are_labelled_by_the_world(tmp_path: Path)
     for got, tile in zip(found, tiles, strict=True):
         assert np.count_nonzero(got != expected([WORLD.difference(land)], 4326, tile)) <= tile.width // 10
     assert found[1].min() == 0
+
+
+def tile_in(epsg: int, longitude: float, latitude: float, size_deg: float = 0.03) -> Tile:
+    """A tile of 100 pixels a side around a place, in a CRS that goes around the Earth."""
+    project = Transformer.from_crs(4326, epsg, always_xy=True).transform
+    x, y = project(longitude, latitude)
+    half = (project(10 + size_deg, 0)[0] - project(10, 0)[0]) / 2
+    return Tile(f"{longitude}_{latitude}", epsg, (x - half, y - half, x + half, y + half), 100, 100)
+
+
+@pytest.mark.parametrize("target", [4326, 3857, 3395])
+@pytest.mark.parametrize("source", [32760, 3460, 3832])
+@pytest.mark.parametrize("holes", [[], [(-3000, 0), (0, 0), (3000, 1000)]])
+def test_polygons_across_the_edge_of_the_tiles_crs_label_both_sides(
+    tmp_path: Path, source: int, target: int, holes: list[tuple[float, float]]
+) -> None:
+    x, y = Transformer.from_crs(4326, source, always_xy=True).transform(180.0, -17.0)
+    land = shapely.Point(x, y).buffer(5000)
+    for east, north in holes:
+        land = land.difference(shapely.box(x + east - 700, y + north - 700, x + east + 700, y + north + 700))
+    tiles = [tile_in(target, longitude, -17) for longitude in (179.96, 179.985, -179.985, -179.96, 179.9, 0)]
+
+    found = labels(tmp_path / "r.gpkg", [land], source, tiles)
+
+    for got, tile in zip(found, tiles, strict=True):
+        assert np.count_nonzero(got != expected([land], source, tile)) <= tile.width // 10
+    assert [set(np.unique(one)) for one in found[-2:]] == [{0}, {0}]
+
+
+@pytest.mark.parametrize("target", [4326, 4087])
+@pytest.mark.parametrize(("source", "pole"), [(3413, 1), (3031, -1)])
+@pytest.mark.parametrize("hole", [0, 200_000])
+def test_polygons_around_a_pole_reach_up_to_it(
+    tmp_path: Path, source: int, pole: int, target: int, hole: float
+) -> None:
+    land = shapely.Point(50_000, 20_000).buffer(600_000).difference(shapely.Point(30_000, 0).buffer(hole))
+    places = [(longitude, 87 * pole) for longitude in (0, 44.9, 179.9, -179.9)]
+    edges = [(longitude, latitude * pole) for longitude in (-135, 100) for latitude in (84.65, 88.2, 89.9)]
+    tiles = [tile_in(target, *place, 0.2) for place in (*places, *edges)]
+
+    found = labels(tmp_path / "r.gpkg", [land], source, tiles)
+
+    for got, tile in zip(found, tiles, strict=True):
+        assert np.count_nonzero(got != expected([land], source, tile)) <= tile.width // 10
+    assert [one.min() for one in found[:4]] == [1] * 4
+
+
+@pytest.mark.parametrize(("crs", "turn"), [(4326, 360.0), (3857, WEB_TURN_M), (3395, WEB_TURN_M), (4087, WEB_TURN_M)])
+@pytest.mark.parametrize("turned", [0, -1])
+def test_polygons_in_the_tiles_own_crs_go_on_beyond_its_edge(
+    tmp_path: Path, crs: int, turn: float, turned: int
+) -> None:
+    tiles = [tile_in(crs, longitude, -17) for longitude in (179.97, -179.97, 179.9, -179.9)]
+    middle = (turned + 0.5) * turn
+    y = tiles[0].bounds[1]
+    land = shapely.box(middle - turn / 7000, y, middle + turn / 7000, y + turn / 20_000)
+
+    found = labels(tmp_path / "r.gpkg", [land], crs, tiles)
+
+    for got, tile in zip(found, tiles, strict=True):
+        wanted = expected([land], crs, tile, (0.0, turn, -turn))
+        np.testing.assert_array_equal(got, wanted)
+    assert [one.any() for one in found] == [True, True, False, False]
+
+
+@pytest.mark.parametrize("crs", [4326, 3857, 3395, 3994, "ESRI:54034", "+proj=cea +lon_0=150 +units=us-ft +type=crs"])
+def test_a_turn_later_proj_is_at_the_same_place(crs: Any) -> None:
+    x, y = Transformer.from_crs(4326, crs, always_xy=True).transform(15, 46)
+    project = Transformer.from_crs(crs, 32633, always_xy=True).transform
+
+    np.testing.assert_allclose(project(x + turn_of(CRS(crs)), y), project(x, y), atol=1e-4)
+
+
+@pytest.mark.parametrize("crs", [32633, 3035, 3413, 8857, "ESRI:54008", "ESRI:54030", 2056, 4978])
+def test_x_of_most_projections_does_not_go_around(crs: Any) -> None:
+    assert turn_of(CRS(crs)) == np.inf
