@@ -247,7 +247,7 @@ class _Preparation:
 
     def add(self, number: int, one: Input, source: Source) -> None:
         """Take the polygons of a source."""
-        boxes = [zone.boxes_in(source.crs, max(self._reference.buffer_m, 0.0)) for zone in self._zones]
+        boxes = [zone.boxes_in(source.crs, abs(self._reference.buffer_m)) for zone in self._zones]
         turn = turn_of(source.crs)
         near = [Surroundings(bounds, turn) for bounds in boxes]
         bounds = around(boxes, turn, source.extent)

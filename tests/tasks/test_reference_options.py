@@ -28,6 +28,7 @@ from tests.tasks.delivery_files import TILE
 MIN_X, MIN_Y, MAX_X, MAX_Y = TILE.bounds
 WEST, EAST = shapely.box(MIN_X, MIN_Y, MIN_X + 320, MAX_Y), shapely.box(MIN_X + 320, MIN_Y, MAX_X, MAX_Y)
 WHOLE = shapely.box(*TILE.bounds)
+HALF_THE_WORLD = shapely.Polygon([(-60, -10), (105, 0), (179, -10), (179, 85), (-60, 85)])
 
 
 def write(path: Path, geometries: list[Any], epsg: int = 32633, **columns: list[Any]) -> str:
@@ -155,6 +156,13 @@ def test_a_polygon_beside_the_tile_reaches_into_it_by_its_buffer(tmp_path: Path)
     path = write(tmp_path / "r.gpkg", [beside], LULC_ID=[2])
 
     assert (labels(Reference(file=path, buffer_m=1040), tmp_path / "work")[:, :2] == 2).all()
+
+
+@pytest.mark.parametrize("buffer_m", [-10, -100, -2000, 300])
+def test_a_buffer_leaves_what_a_continent_covers(tmp_path: Path, buffer_m: float) -> None:
+    path = write(tmp_path / "r.gpkg", [HALF_THE_WORLD], 4326, LULC_ID=[7])
+
+    assert (labels(Reference(file=path, buffer_m=buffer_m), tmp_path / "work") == 7).all()
 
 
 def test_small_polygons_are_left_out_and_counted(tmp_path: Path) -> None:
