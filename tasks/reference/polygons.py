@@ -404,9 +404,16 @@ def _finite(bounds: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 
 def polygonal(geometries: NDArray[np.object_]) -> tuple[NDArray[np.object_], NDArray[np.bool_]]:
-    """Valid (multi)polygon of each geometry, None where there is none with an area; and which had to be repaired."""
+    """Valid (multi)polygon of each geometry, None where there is none with an area; and which had to be repaired.
+
+    With a coordinate that is infinite or no number there is none.
+    """
     polygons = shapely.force_2d(geometries) if shapely.has_z(geometries).any() else geometries.copy()
     invalid = ~shapely.is_valid(polygons) & ~shapely.is_missing(polygons)
+    doubtful = np.flatnonzero(invalid)
+    points, one = shapely.get_coordinates(polygons[doubtful], return_index=True)
+    polygons[doubtful[one[~np.isfinite(points).all(axis=1)]]] = None
+    invalid &= ~shapely.is_missing(polygons)
     odd = np.flatnonzero(invalid | (shapely.get_type_id(polygons) == shapely.GeometryType.GEOMETRYCOLLECTION))
     polygons[odd] = _united_parts(polygons[odd])
     usable = _are_polygons(polygons) & (shapely.area(polygons) > 0)

@@ -74,7 +74,7 @@ class Findings:
     Attributes:
         polygons: rows that touch a tile and are used.
         repaired: of them, those whose geometry was invalid and was made valid.
-        without_polygon: rows without a geometry, or with one that has no area.
+        without_polygon: rows without a geometry, or with one that has no area or points without a place.
         without_class: rows whose class is null.
         too_small: rows below the smallest area, or of which a negative buffer leaves nothing.
         unmapped: rows that were left out because their value is in no class, by value.
@@ -210,7 +210,7 @@ class _Part:
         shapes: their polygons, valid.
         near: (zone, row), whether a polygon is near a tile of the zone.
         repaired: whether a polygon was invalid.
-        unusable: rows without an area among them, and besides them rows that cannot be read.
+        unusable: rows without an area among them, and besides them rows that cannot be read or reach to infinity.
         nowhere: rows besides them that have no geometry.
     """
 
@@ -348,26 +348,28 @@ def _parts(rows: Rows, zones: Sequence[Surroundings]) -> Iterator[_Part]:
     plain = plain[rings.take(plain).plain()]
     yield _Part(found[plain], rings.take(plain), near[:, plain], np.zeros(len(plain), np.bool_), 0, 0)
     done = np.zeros(len(rows.place), np.bool_)
-    done[found[~somewhere]] = done[found[plain]] = True
+    done[found[~somewhere & np.isfinite(rings.bounds).all(axis=1)]] = done[found[plain]] = True
     yield _others(rows, np.flatnonzero(~done), zones)
 
 
 def _others(rows: Rows, numbers: NDArray[np.int64], zones: Sequence[Surroundings]) -> _Part:
     wkb = rows.polygons.take(pa.array(numbers))
     geometries, closed = _read(wkb)
-    near = _near(shapely.bounds(geometries), zones)
+    bounds, empty = shapely.bounds(geometries), shapely.is_empty(geometries)
+    near = _near(bounds, zones)
     some = np.flatnonzero(near.any(axis=0))
     polygons, repaired = polygonal(geometries[some])
-    unreadable = shapely.is_missing(geometries) & wkb.is_valid().to_numpy(zero_copy_only=False)
-    unusable = int(shapely.is_missing(polygons).sum() + unreadable.sum())
-    nowhere = int(shapely.is_empty(geometries).sum()) + wkb.null_count
+    unplaced = ~np.isfinite(bounds).all(axis=1) & ~empty & wkb.is_valid().to_numpy(zero_copy_only=False)
+    unusable = int(shapely.is_missing(polygons).sum() + unplaced.sum())
+    nowhere = int(empty.sum()) + wkb.null_count
     repaired |= closed[some] & ~shapely.is_missing(polygons)
     return _Part(numbers[some], Geometries(polygons), near[:, some], repaired, unusable, nowhere)
 
 
 def _read(wkb: pa.Array) -> tuple[NDArray[np.object_], NDArray[np.bool_]]:
     """Geometries, None where there is none or GEOS cannot read it; and of which a ring was closed for that."""
-    geometries = geometries_of(wkb, on_invalid="ignore")
+    with np.errstate(invalid="ignore"):  # coordinates that are no numbers
+        geometries = geometries_of(wkb, on_invalid="ignore")
     open_rings = np.flatnonzero(shapely.is_missing(geometries) & wkb.is_valid().to_numpy(zero_copy_only=False))
     geometries[open_rings] = shapely.from_wkb(wkb.to_numpy(zero_copy_only=False)[open_rings], on_invalid="fix")
     closed = np.zeros(len(geometries), np.bool_)

@@ -9,6 +9,7 @@ from typing import Any
 
 import geopandas as gpd
 import numpy as np
+import pyarrow.parquet as pq
 import pyogrio
 import pytest
 import s3fs
@@ -255,6 +256,34 @@ def test_geoparquet_has_a_crs_and_refuses_layers_and_what_is_no_geoparquet(tmp_p
     (tmp_path / "plain.parquet").write_bytes(b"PAR1 or not")
     with pytest.raises(InvalidInput, match="is not readable as GeoParquet"):
         found_by(Reference(file=str(tmp_path / "plain.parquet")), tmp_path / "work")
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("point", [1, 6])
+@pytest.mark.parametrize("kind", ["ring", "hole", "two", "collection"])
+def test_polygons_with_a_point_that_has_no_place_are_counted_and_left_out(
+    tmp_path: Path, kind: str, point: int, number: float
+) -> None:
+    octagon = shapely.Point(MIN_X + 200, MIN_Y + 200).buffer(150, quad_segs=2)
+    two = shapely.MultiPolygon([WEST, shapely.box(MIN_X + 400, MIN_Y, MIN_X + 500, MAX_Y)])
+    shapes = {
+        "ring": octagon,
+        "hole": WHOLE.difference(shapely.box(MIN_X + 100, MIN_Y + 100, MIN_X + 200, MIN_Y + 200)),
+        "two": two,
+        "collection": shapely.GeometryCollection([two]),
+    }
+    wkb = shapely.to_wkb(shapes[kind])
+    place = wkb.index(shapely.get_coordinates(shapes[kind])[point].astype("<f8").tobytes())
+    wkb = wkb[:place] + np.float64(number).astype("<f8").tobytes() + wkb[place + 8 :]
+    path = Path(write(tmp_path / "r.parquet", [shapes[kind], EAST], LULC_ID=[1, 2]))
+    table = pq.read_table(path)
+    column = table.column_names.index("geometry")
+    pq.write_table(table.set_column(column, table.schema.field(column), [[wkb, shapely.to_wkb(EAST)]]), path)
+
+    prepared = prepare_reference(Reference(file=str(path)), Storage(), [TILE], tmp_path / "work")
+
+    assert (prepared.findings.polygons, prepared.findings.without_polygon) == (1, 1)
+    assert polygons_of_tile(tmp_path / "work", TILE).ids.tolist() == [2]
 
 
 def test_rows_without_a_geometry_are_counted_also_where_an_index_leaves_them_out(tmp_path: Path) -> None:
