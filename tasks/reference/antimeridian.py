@@ -49,16 +49,21 @@ def continuous(shapes: Shapes, crs: CRS) -> Shapes:
         shapes: in the CRS, finite or missing; no edge is half a turn long.
         crs: x of any other than those with a finite :func:`turn_of` is continuous.
     """
-    turn, bounds = turn_of(crs), shapes.bounds
-    across = np.flatnonzero(bounds[:, 2] - bounds[:, 0] > turn / 2)
+    turn = turn_of(crs)
+    across = _wider(shapes.bounds, turn / 2)
     if len(across) == 0:
         return shapes
     polygons, poles = shapes.geometries().copy(), _poles(crs)
-    polygons[across] = [
-        shapely.union_all([_continuous(part, turn, poles) for part in shapely.get_parts(polygon)])
-        for polygon in polygons[across]
-    ]
+    parts, polygon = shapely.get_parts(polygons[across], return_index=True)
+    wide = _wider(shapely.bounds(parts), turn / 2)
+    parts[wide] = [_continuous(part, turn, poles) for part in parts[wide]]
+    by_polygon = np.split(parts, np.flatnonzero(np.diff(polygon)) + 1)
+    polygons[across] = [shapely.multipolygons(shapely.get_parts(some)) for some in by_polygon]
     return Geometries(polygons)
+
+
+def _wider(bounds: NDArray[np.float64], than: float) -> NDArray[np.int64]:
+    return np.flatnonzero(bounds[:, 2] - bounds[:, 0] > than)
 
 
 def _continuous(polygon: shapely.Polygon, turn: float, poles: tuple[float, float]) -> shapely.Geometry:

@@ -51,6 +51,10 @@ WIDEST_M = 10_000_000.0
 """A polygon that reaches farther, a quarter turn, is cut before it is reprojected."""
 MOST_POINTS = 100_000
 """So many are put on an edge at most."""
+EQUAL_AREA_EPSG = 6933
+"""A projection of the whole Earth that keeps areas."""
+AREA_STEP_M = 100_000.0
+"""So long an edge is at most where its area is measured in that."""
 EARTH_RADIUS_M = 6_371_000.0
 DEVIATION_PX = 0.1
 """So far an edge may lie, in its middle, from where it was straight."""
@@ -175,16 +179,17 @@ class Zone:
         bounds[somewhere, 0::2] -= turns(middle - middle[:1], turn)[:, np.newaxis]
         return bounds
 
-    def reproject(self, shapes: Shapes, crs: CRS, surroundings: "Surroundings") -> Shapes:
-        """Bring polygons into the zone's CRS; those that it cannot hold as a whole are cut to the tiles' surroundings.
+    def reproject(self, shapes: Shapes, crs: CRS, surroundings: "Surroundings") -> tuple[Shapes, NDArray[np.int64]]:
+        """Bring polygons into the zone's CRS; tells which of them are cut to the tiles' surroundings.
 
-        Half a continent is one: a transverse Mercator projection has no place for what lies a quarter turn away, and
-        brings what lies beyond back between its own meridians. Long edges get points, since they are no straight ones
-        here.
+        These are those that it may not hold as a whole, such as half a continent: a transverse Mercator projection has
+        no place for what lies a quarter turn away, and brings what lies beyond back between its own meridians. What has
+        no place even so is left out. Long edges get points, since they are no straight ones here.
         """
-        if crs == crs_of(self._epsg):
-            return shapes
-        transform = transform_between(crs, crs_of(self._epsg))
+        target = crs_of(self._epsg)
+        if crs == target:
+            return shapes, np.empty(0, np.int64)
+        transform = transform_between(crs, target)
         sizes = _sizes(shapes.bounds)
         longest, widest = self._straight_m / _metres(crs), WIDEST_M / _metres(crs)
         wide = sizes > widest
@@ -192,13 +197,13 @@ class Zone:
         there = pointed.transformed(transform)
         lost = np.flatnonzero(wide | ~_finite(there.bounds))
         if len(lost) == 0:
-            return continuous(there, crs_of(self._epsg))
+            return continuous(there, target), lost
         cut, _ = polygonal(shapely.intersection(shapes.take(lost).geometries(), surroundings.outline))
         polygons = there.geometries().copy()
         steps = np.fmax(longest, _sizes(shapely.bounds(cut)) / MOST_POINTS)
         polygons[lost] = shapely.transform(shapely.segmentize(cut, steps), transform)
         polygons[~_finite(shapely.bounds(polygons))] = None
-        return continuous(Geometries(polygons), crs_of(self._epsg))
+        return continuous(Geometries(polygons), target), lost
 
     def add(self, shapes: Shapes, **columns: NDArray[np.generic]) -> NDArray[np.bool_]:
         """Keep what touches a tile of polygons, with the columns of :data:`SCHEMA`; tells which polygons these are."""
@@ -373,6 +378,18 @@ class Surroundings:
     def _cells(self, bounds: NDArray[np.float64]) -> NDArray[np.int64]:
         cells: NDArray[np.float64] = np.floor((bounds - self._low) / self._size * CELLS) + 1
         return np.clip(cells, 0, CELLS + 1).astype(np.int64)
+
+
+def areas_m2(shapes: Shapes, crs: CRS) -> NDArray[np.float64]:
+    """Areas of polygons of any extent on the ground; no number where a point has no place there."""
+    step = AREA_STEP_M / _metres(crs)
+    equal_area = crs_of(EQUAL_AREA_EPSG)
+    polygons = shapely.transform(shapely.segmentize(shapes.geometries(), step), transform_between(crs, equal_area))
+    placed = np.flatnonzero(_finite(shapely.bounds(polygons)))
+    parts, polygon = continuous(Geometries(polygons[placed]), equal_area).parts()
+    areas = np.full(len(polygons), np.nan)
+    areas[placed] = np.bincount(polygon, shapely.area(parts.geometries()), minlength=len(placed))
+    return areas
 
 
 def _moved(bounds: NDArray[np.float64], shift: float) -> NDArray[np.float64]:

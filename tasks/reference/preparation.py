@@ -2,9 +2,10 @@
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,7 +24,7 @@ from tasks.reference.antimeridian import turn_of
 from tasks.reference.classification import NULL, UNMAPPED, Classifier, as_text
 from tasks.reference.files import identity_of_files, is_local, local_copy
 from tasks.reference.parameters import Input, Reference, codes_of
-from tasks.reference.polygons import Surroundings, around, by_epsg, polygonal, zones_of
+from tasks.reference.polygons import Surroundings, areas_m2, around, by_epsg, polygonal, zones_of
 from tasks.reference.postgis import PostgisSource
 from tasks.reference.shapes import Geometries, Shapes, geometries_of, single_rings
 from tasks.reference.sources import PLACES, Rows, Source, open_source
@@ -286,8 +287,10 @@ class _Preparation:
         used, small = np.zeros(len(ids), np.bool_), np.zeros(len(ids), np.bool_)
         for zone, around_it, near in zip(self._zones, surroundings, part.near, strict=True):
             here = np.flatnonzero(near)
-            reprojected = zone.reproject(part.shapes.take(here), crs, around_it)
-            shapes, small[here] = self._shaped(reprojected, small[here])
+            given = part.shapes.take(here)
+            reprojected, cut = zone.reproject(given, crs, around_it)
+            whole = partial(areas_m2, given.take(cut), crs)
+            shapes, small[here] = self._shaped(reprojected, small[here], cut, whole)
             used[here] |= zone.add(shapes, **{name: column[here] for name, column in columns.items()})
         used &= ids >= 0
         self._counts.update(
@@ -298,14 +301,22 @@ class _Preparation:
             too_small=int(small.sum()),
         )
 
-    def _shaped(self, shapes: Shapes, small: NDArray[np.bool_]) -> tuple[Shapes, NDArray[np.bool_]]:
+    def _shaped(
+        self,
+        shapes: Shapes,
+        small: NDArray[np.bool_],
+        cut: NDArray[np.int64],
+        areas_of_cut: Callable[[], NDArray[np.float64]],
+    ) -> tuple[Shapes, NDArray[np.bool_]]:
         """Leave small polygons out, and apply the buffer; tells which were too small, here or before."""
         if not self._reference.min_area_m2 and not self._reference.buffer_m:
             return shapes, small
         polygons = shapes.geometries().copy()
         there = ~shapely.is_missing(polygons)
         if self._reference.min_area_m2:
-            polygons[shapely.area(polygons) < self._reference.min_area_m2] = None
+            areas = shapely.area(polygons)
+            areas[cut] = areas_of_cut()
+            polygons[areas < self._reference.min_area_m2] = None
         if self._reference.buffer_m:
             polygons = shapely.buffer(polygons, self._reference.buffer_m)
             polygons[shapely.is_empty(polygons)] = None

@@ -232,14 +232,22 @@ def tile_in(epsg: int, longitude: float, latitude: float, size_deg: float = 0.03
 
 @pytest.mark.parametrize("target", [4326, 3857, 3395])
 @pytest.mark.parametrize("source", [32760, 3460, 3832])
-@pytest.mark.parametrize("holes", [[], [(-3000, 0), (0, 0), (3000, 1000)]])
+@pytest.mark.parametrize(
+    "holes",
+    [
+        [],
+        [(-3700, -700, -2300, 700), (-700, -700, 700, 700), (2300, 300, 3700, 1700)],
+        [(-2000, -5000, -1000, 5000), (1000, -5000, 1500, 5000), (-500, 100, 300, 700)],
+    ],
+    ids=["whole", "holes", "parts"],
+)
 def test_polygons_across_the_edge_of_the_tiles_crs_label_both_sides(
-    tmp_path: Path, source: int, target: int, holes: list[tuple[float, float]]
+    tmp_path: Path, source: int, target: int, holes: list[tuple[float, ...]]
 ) -> None:
     x, y = Transformer.from_crs(4326, source, always_xy=True).transform(180.0, -17.0)
     land = shapely.Point(x, y).buffer(5000)
-    for east, north in holes:
-        land = land.difference(shapely.box(x + east - 700, y + north - 700, x + east + 700, y + north + 700))
+    for hole in holes:
+        land = land.difference(shapely.affinity.translate(shapely.box(*hole), x, y))
     tiles = [tile_in(target, longitude, -17) for longitude in (179.96, 179.985, -179.985, -179.96, 179.9, 0)]
 
     found = labels(tmp_path / "r.gpkg", [land], source, tiles)

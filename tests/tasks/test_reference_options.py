@@ -15,14 +15,15 @@ import pytest
 import s3fs
 import shapely
 from pydantic import ValidationError
-from pyproj import Transformer
+from pyproj import CRS, Transformer
 from rasterio.features import rasterize
 
 from tasks.errors import InvalidInput
 from tasks.grid import Tile
 from tasks.reference import Reference, burn, check_reference, check_units, prepare_reference, reference_source
-from tasks.reference.polygons import TilePolygons, polygons_of_tile
+from tasks.reference.polygons import TilePolygons, areas_m2, polygons_of_tile
 from tasks.reference.preparation import SourceIdentity
+from tasks.reference.shapes import Geometries
 from tasks.storage import Storage
 from tests.tasks.delivery_files import TILE
 
@@ -172,6 +173,52 @@ def test_small_polygons_are_left_out_and_counted(tmp_path: Path) -> None:
     prepared = prepare_reference(Reference(file=path, min_area_m2=2501), Storage(), [TILE], tmp_path / "work")
 
     assert (prepared.findings.polygons, prepared.findings.too_small) == (1, 1)
+
+
+@pytest.mark.parametrize("epsg", [4326, 3857, 6933])
+def test_the_area_of_a_polygon_that_is_cut_is_that_of_the_whole(tmp_path: Path, epsg: int) -> None:
+    south = shapely.box(MIN_X, MIN_Y, MAX_X, MIN_Y + 100)
+    (lonlat,) = gpd.GeoSeries([south], crs=32633).to_crs(4326)
+    two = shapely.MultiPolygon([lonlat, shapely.affinity.translate(lonlat, -115)])  # 128,000 m² together
+    project = Transformer.from_crs(4326, epsg, always_xy=True).transform
+    shapes = [
+        shapely.transform(shapely.segmentize(shape, 1), lambda points: np.column_stack(project(*points.T)))
+        for shape in (HALF_THE_WORLD, two)
+    ]
+    path = write(tmp_path / "r.parquet", shapes, epsg, LULC_ID=[7, 8])
+
+    for min_area_m2, large in ((127_000, 2), (129_000, 1), (1.8e14, 1), (1.9e14, 0)):
+        reference = Reference(file=path, min_area_m2=min_area_m2)
+        found = prepare_reference(reference, Storage(), [TILE], tmp_path / str(min_area_m2)).findings
+        assert (found.polygons, found.too_small) == (large, 2 - large)
+
+
+EARTH_M2 = 510_065_621_724_089.0
+"""Surface of the ellipsoid of WGS 84."""
+
+
+@pytest.mark.parametrize(
+    ("shape", "epsg", "area_m2"),
+    [
+        (shapely.box(-180, -90, 180, 90), 4326, EARTH_M2),
+        (shapely.box(0, 0, 360, 90), 4326, EARTH_M2 / 2),
+        (shapely.box(90, -90, 270, 0), 4326, EARTH_M2 / 4),
+        (shapely.box(90, -90, 270, 0).difference(shapely.box(170, -90, 190, -0.1)), 4326, EARTH_M2 / 4 * 0.8891),
+        (shapely.box(-180, -60, -179, 0).union(shapely.box(179, -60, 180, 0)), 4326, EARTH_M2 / 360 * 0.8647),
+        (shapely.Point(0, 0).buffer(5e6), 3573, shapely.Point(0, 0).buffer(5e6).area),  # around the pole
+        (WHOLE, 32633, WHOLE.area / 0.9996**2 / 1.0001),
+    ],
+)
+def test_areas_are_those_on_the_ellipsoid(shape: Any, epsg: int, area_m2: float) -> None:
+    (found,) = areas_m2(Geometries(np.array([shape], object)), CRS(epsg))
+
+    assert found == pytest.approx(area_m2, rel=1e-3)
+
+
+def test_the_area_of_what_has_no_place_is_no_number() -> None:
+    shapes = np.array([shapely.box(0, 0, 10, 95), None, shapely.box(0, 0, 10, 90)], object)
+
+    assert np.isnan(areas_m2(Geometries(shapes), CRS(4326))).tolist() == [True, True, False]
 
 
 def test_all_touched_pixels_are_those_of_gdal(tmp_path: Path) -> None:
