@@ -2,10 +2,9 @@
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -289,8 +288,7 @@ class _Preparation:
             here = np.flatnonzero(near)
             given = part.shapes.take(here)
             reprojected, cut = zone.reproject(given, crs, around_it)
-            whole = partial(areas_m2, given.take(cut), crs)
-            shapes, small[here] = self._shaped(reprojected, small[here], cut, whole)
+            shapes, small[here] = self._shaped(reprojected, small[here], given, crs, cut)
             used[here] |= zone.add(shapes, **{name: column[here] for name, column in columns.items()})
         used &= ids >= 0
         self._counts.update(
@@ -305,17 +303,22 @@ class _Preparation:
         self,
         shapes: Shapes,
         small: NDArray[np.bool_],
+        given: Shapes,
+        crs: CRS,
         cut: NDArray[np.int64],
-        areas_of_cut: Callable[[], NDArray[np.float64]],
     ) -> tuple[Shapes, NDArray[np.bool_]]:
-        """Leave small polygons out, and apply the buffer; tells which were too small, here or before."""
+        """Leave small polygons out, and apply the buffer; tells which were too small, here or before.
+
+        Of polygons that were cut, the area is that of the whole, as it was given.
+        """
         if not self._reference.min_area_m2 and not self._reference.buffer_m:
             return shapes, small
         polygons = shapes.geometries().copy()
         there = ~shapely.is_missing(polygons)
         if self._reference.min_area_m2:
             areas = shapely.area(polygons)
-            areas[cut] = areas_of_cut()
+            if len(cut):
+                areas[cut] = areas_m2(given.take(cut), crs)
             polygons[areas < self._reference.min_area_m2] = None
         if self._reference.buffer_m:
             polygons = shapely.buffer(polygons, self._reference.buffer_m)
