@@ -24,6 +24,7 @@ from pyproj import CRS
 
 from tasks.grid import Tile
 from tasks.grid.coordinates import crs_of
+from tasks.reference.antimeridian import continuous, eastwards, turn_of, turns
 from tasks.reference.classification import NULL, UNMAPPED
 from tasks.reference.projection import transform_between
 from tasks.reference.shapes import Geometries, Shapes, joined
@@ -46,12 +47,14 @@ MOST_CELLS, CELLS_A_TILE = 1_000_000, 8
 """With more, of a plane that is cut along the edges of tiles, tiles are in no grid; a grid has one to four a tile."""
 _NONE, _UNTOLD = -1, -2
 """In place of the number of a tile."""
-PSEUDO_MERCATOR = "Popular Visualisation Pseudo Mercator"
-"""EPSG's name of the projection of web maps."""
 WIDEST_M = 10_000_000.0
 """A polygon that reaches farther, a quarter turn, is cut before it is reprojected."""
 MOST_POINTS = 100_000
 """So many are put on an edge at most."""
+EQUAL_AREA_EPSG = 6933
+"""A projection of the whole Earth that keeps areas."""
+AREA_STEP_M = 100_000.0
+"""So long an edge is at most where its area is measured in that."""
 EARTH_RADIUS_M = 6_371_000.0
 DEVIATION_PX = 0.1
 """So far an edge may lie, in its middle, from where it was straight."""
@@ -147,6 +150,7 @@ class Zone:
         self._straight_m = _longest_straight_m(
             min(tile.transform.a for tile in by_name.values()) * _metres(crs_of(epsg))
         )
+        self._turn = turn_of(crs_of(epsg))
         self._boxes = shapely.box(*self._bounds.T)
         shapely.prepare(self._boxes)
         self._tree = shapely.STRtree(self._boxes)
@@ -175,16 +179,17 @@ class Zone:
         bounds[somewhere, 0::2] -= turns(middle - middle[:1], turn)[:, np.newaxis]
         return bounds
 
-    def reproject(self, shapes: Shapes, crs: CRS, surroundings: "Surroundings") -> Shapes:
-        """Bring polygons into the zone's CRS; those that it cannot hold as a whole are cut to the tiles' surroundings.
+    def reproject(self, shapes: Shapes, crs: CRS, surroundings: "Surroundings") -> tuple[Shapes, NDArray[np.int64]]:
+        """Bring polygons into the zone's CRS; tells which of them are cut to the tiles' surroundings.
 
-        Half a continent is one: a transverse Mercator projection has no place for what lies a quarter turn away, and
-        brings what lies beyond back between its own meridians. Long edges get points, since they are no straight ones
-        here.
+        These are those that it may not hold as a whole, such as half a continent: a transverse Mercator projection has
+        no place for what lies a quarter turn away, and brings what lies beyond back between its own meridians. What has
+        no place even so is left out. Long edges get points, since they are no straight ones here.
         """
-        if crs == crs_of(self._epsg):
-            return shapes
-        transform = transform_between(crs, crs_of(self._epsg))
+        target = crs_of(self._epsg)
+        if crs == target:
+            return shapes, np.empty(0, np.int64)
+        transform = transform_between(crs, target)
         sizes = _sizes(shapes.bounds)
         longest, widest = self._straight_m / _metres(crs), WIDEST_M / _metres(crs)
         wide = sizes > widest
@@ -192,17 +197,17 @@ class Zone:
         there = pointed.transformed(transform)
         lost = np.flatnonzero(wide | ~_finite(there.bounds))
         if len(lost) == 0:
-            return there
+            return continuous(there, target), lost
         cut, _ = polygonal(shapely.intersection(shapes.take(lost).geometries(), surroundings.outline))
         polygons = there.geometries().copy()
         steps = np.fmax(longest, _sizes(shapely.bounds(cut)) / MOST_POINTS)
         polygons[lost] = shapely.transform(shapely.segmentize(cut, steps), transform)
         polygons[~_finite(shapely.bounds(polygons))] = None
-        return Geometries(polygons)
+        return continuous(Geometries(polygons), target), lost
 
     def add(self, shapes: Shapes, **columns: NDArray[np.generic]) -> NDArray[np.bool_]:
         """Keep what touches a tile of polygons, with the columns of :data:`SCHEMA`; tells which polygons these are."""
-        parts, polygon = shapes.parts()
+        parts, polygon = self._around_the_earth(*shapes.parts())
         part, tile = self._touching(parts)
         touches = np.zeros(len(parts), np.bool_)
         touches[part] = True
@@ -232,6 +237,22 @@ class Zone:
         index["name"], index["begin"], index["end"] = self._names, np.append(0, ends[:-1]), ends
         np.save(self._folder / f"rows-{self._epsg}.npy", rows[order])
         np.save(self._folder / f"tiles-{self._epsg}.npy", index)
+
+    def _around_the_earth(self, parts: Shapes, polygon: NDArray[np.int64]) -> tuple[Shapes, NDArray[np.int64]]:
+        """Give parts also a turn away, if tiles may be there; where the CRS goes around the Earth, it is the same."""
+        if not np.isfinite(self._turn):
+            return parts, polygon
+        found, origin = [parts], [polygon]
+        west, east = self._bounds[:, 0].min(), self._bounds[:, 2].max()
+        for shift in (-self._turn, self._turn):
+            there = _moved(parts.bounds, shift)
+            some = np.flatnonzero((there[:, 0] < east) & (there[:, 2] > west))
+            if len(some):
+                found.append(parts.take(some).transformed(eastwards(shift)))
+                origin.append(polygon[some])
+        if len(found) == 1:
+            return parts, polygon
+        return Geometries(np.concatenate([one.geometries() for one in found])), np.concatenate(origin)
 
     def _touching(self, shapes: Shapes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Pairs of a polygon and a tile that share at least a point."""
@@ -305,7 +326,7 @@ def around(boxes: Iterable[NDArray[np.float64]], turn: float, extent: Callable[[
 
     Args:
         boxes: (n, 4) each.
-        turn: of the CRS of boxes and polygons, see :func:`turn_of`.
+        turn: of the CRS of boxes and polygons, see :func:`tasks.reference.antimeridian.turn_of`.
         extent: gives the bounds of the polygons, if asked for; None where they are not known, then they are where the
             CRS begins and ends.
     """
@@ -328,7 +349,7 @@ class Surroundings:
 
     def __init__(self, boxes: NDArray[np.float64], turn: float = np.inf) -> None:
         around = np.hstack([boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)])
-        self._shifts = (0.0, -turn, turn) if around[2] - around[0] < turn else (0.0,)
+        self._shifts = (0.0, -turn, turn) if around[2] - around[0] < turn < np.inf else (0.0,)
         self._around = around
         self.outline = shapely.multipolygons([shapely.box(*_moved(around, shift)) for shift in self._shifts])
         self._low = np.tile(around[:2], 2)
@@ -359,23 +380,16 @@ class Surroundings:
         return np.clip(cells, 0, CELLS + 1).astype(np.int64)
 
 
-def turn_of(crs: CRS) -> float:
-    """How far it is once around the Earth along x, in a CRS's unit; infinite where x does not go around.
-
-    PROJ takes points of such a CRS beyond its edge for those a turn away.
-    """
-    unit = float(crs.axis_info[0].unit_conversion_factor)
-    if crs.is_geographic:
-        return 2 * np.pi / unit
-    operation = crs.coordinate_operation
-    if operation is None or operation.method_name != PSEUDO_MERCATOR or crs.ellipsoid is None:
-        return np.inf
-    return 2 * np.pi * float(crs.ellipsoid.semi_major_metre) / unit
-
-
-def turns(distance: NDArray[np.float64], turn: float) -> NDArray[np.float64]:
-    """The whole turns in distances, to the nearest."""
-    return np.rint(distance / turn) * turn if np.isfinite(turn) else np.zeros(len(distance))
+def areas_m2(shapes: Shapes, crs: CRS) -> NDArray[np.float64]:
+    """Areas of polygons of any extent on the ground; no number where a point has no place there."""
+    step = AREA_STEP_M / _metres(crs)
+    equal_area = crs_of(EQUAL_AREA_EPSG)
+    polygons = shapely.transform(shapely.segmentize(shapes.geometries(), step), transform_between(crs, equal_area))
+    placed = np.flatnonzero(_finite(shapely.bounds(polygons)))
+    parts, polygon = continuous(Geometries(polygons[placed]), equal_area).parts()
+    areas = np.full(len(polygons), np.nan)
+    areas[placed] = np.bincount(polygon, shapely.area(parts.geometries()), minlength=len(placed))
+    return areas
 
 
 def _moved(bounds: NDArray[np.float64], shift: float) -> NDArray[np.float64]:
@@ -407,9 +421,16 @@ def _finite(bounds: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 
 def polygonal(geometries: NDArray[np.object_]) -> tuple[NDArray[np.object_], NDArray[np.bool_]]:
-    """Valid (multi)polygon of each geometry, None where there is none with an area; and which had to be repaired."""
+    """Valid (multi)polygon of each geometry, None where there is none with an area; and which had to be repaired.
+
+    With a coordinate that is infinite or no number there is none.
+    """
     polygons = shapely.force_2d(geometries) if shapely.has_z(geometries).any() else geometries.copy()
     invalid = ~shapely.is_valid(polygons) & ~shapely.is_missing(polygons)
+    doubtful = np.flatnonzero(invalid)
+    points, one = shapely.get_coordinates(polygons[doubtful], return_index=True)
+    polygons[doubtful[one[~np.isfinite(points).all(axis=1)]]] = None
+    invalid &= ~shapely.is_missing(polygons)
     odd = np.flatnonzero(invalid | (shapely.get_type_id(polygons) == shapely.GeometryType.GEOMETRYCOLLECTION))
     polygons[odd] = _united_parts(polygons[odd])
     usable = _are_polygons(polygons) & (shapely.area(polygons) > 0)

@@ -19,10 +19,11 @@ from tasks.errors import InvalidInput
 from tasks.grid import Tile
 from tasks.grid.coordinates import crs_of
 from tasks.reference.address import is_database
+from tasks.reference.antimeridian import turn_of
 from tasks.reference.classification import NULL, UNMAPPED, Classifier, as_text
 from tasks.reference.files import identity_of_files, is_local, local_copy
 from tasks.reference.parameters import Input, Reference, codes_of
-from tasks.reference.polygons import Surroundings, around, by_epsg, polygonal, turn_of, zones_of
+from tasks.reference.polygons import Surroundings, areas_m2, around, by_epsg, polygonal, zones_of
 from tasks.reference.postgis import PostgisSource
 from tasks.reference.shapes import Geometries, Shapes, geometries_of, single_rings
 from tasks.reference.sources import PLACES, Rows, Source, open_source
@@ -73,7 +74,7 @@ class Findings:
     Attributes:
         polygons: rows that touch a tile and are used.
         repaired: of them, those whose geometry was invalid and was made valid.
-        without_polygon: rows without a geometry, or with one that has no area.
+        without_polygon: rows without a geometry, or with one that has no area or points without a place.
         without_class: rows whose class is null.
         too_small: rows below the smallest area, or of which a negative buffer leaves nothing.
         unmapped: rows that were left out because their value is in no class, by value.
@@ -209,7 +210,7 @@ class _Part:
         shapes: their polygons, valid.
         near: (zone, row), whether a polygon is near a tile of the zone.
         repaired: whether a polygon was invalid.
-        unusable: rows without an area among them, and besides them rows that cannot be read.
+        unusable: rows without an area among them, and besides them rows that cannot be read or reach to infinity.
         nowhere: rows besides them that have no geometry.
     """
 
@@ -246,7 +247,7 @@ class _Preparation:
 
     def add(self, number: int, one: Input, source: Source) -> None:
         """Take the polygons of a source."""
-        boxes = [zone.boxes_in(source.crs, max(self._reference.buffer_m, 0.0)) for zone in self._zones]
+        boxes = [zone.boxes_in(source.crs, abs(self._reference.buffer_m)) for zone in self._zones]
         turn = turn_of(source.crs)
         near = [Surroundings(bounds, turn) for bounds in boxes]
         bounds = around(boxes, turn, source.extent)
@@ -285,8 +286,9 @@ class _Preparation:
         used, small = np.zeros(len(ids), np.bool_), np.zeros(len(ids), np.bool_)
         for zone, around_it, near in zip(self._zones, surroundings, part.near, strict=True):
             here = np.flatnonzero(near)
-            reprojected = zone.reproject(part.shapes.take(here), crs, around_it)
-            shapes, small[here] = self._shaped(reprojected, small[here])
+            given = part.shapes.take(here)
+            reprojected, cut = zone.reproject(given, crs, around_it)
+            shapes, small[here] = self._shaped(reprojected, small[here], given, crs, cut)
             used[here] |= zone.add(shapes, **{name: column[here] for name, column in columns.items()})
         used &= ids >= 0
         self._counts.update(
@@ -297,14 +299,27 @@ class _Preparation:
             too_small=int(small.sum()),
         )
 
-    def _shaped(self, shapes: Shapes, small: NDArray[np.bool_]) -> tuple[Shapes, NDArray[np.bool_]]:
-        """Leave small polygons out, and apply the buffer; tells which were too small, here or before."""
+    def _shaped(
+        self,
+        shapes: Shapes,
+        small: NDArray[np.bool_],
+        given: Shapes,
+        crs: CRS,
+        cut: NDArray[np.int64],
+    ) -> tuple[Shapes, NDArray[np.bool_]]:
+        """Leave small polygons out, and apply the buffer; tells which were too small, here or before.
+
+        Of polygons that were cut, the area is that of the whole, as it was given.
+        """
         if not self._reference.min_area_m2 and not self._reference.buffer_m:
             return shapes, small
         polygons = shapes.geometries().copy()
         there = ~shapely.is_missing(polygons)
         if self._reference.min_area_m2:
-            polygons[shapely.area(polygons) < self._reference.min_area_m2] = None
+            areas = shapely.area(polygons)
+            if len(cut):
+                areas[cut] = areas_m2(given.take(cut), crs)
+            polygons[areas < self._reference.min_area_m2] = None
         if self._reference.buffer_m:
             polygons = shapely.buffer(polygons, self._reference.buffer_m)
             polygons[shapely.is_empty(polygons)] = None
@@ -347,26 +362,28 @@ def _parts(rows: Rows, zones: Sequence[Surroundings]) -> Iterator[_Part]:
     plain = plain[rings.take(plain).plain()]
     yield _Part(found[plain], rings.take(plain), near[:, plain], np.zeros(len(plain), np.bool_), 0, 0)
     done = np.zeros(len(rows.place), np.bool_)
-    done[found[~somewhere]] = done[found[plain]] = True
+    done[found[~somewhere & np.isfinite(rings.bounds).all(axis=1)]] = done[found[plain]] = True
     yield _others(rows, np.flatnonzero(~done), zones)
 
 
 def _others(rows: Rows, numbers: NDArray[np.int64], zones: Sequence[Surroundings]) -> _Part:
     wkb = rows.polygons.take(pa.array(numbers))
     geometries, closed = _read(wkb)
-    near = _near(shapely.bounds(geometries), zones)
+    bounds, empty = shapely.bounds(geometries), shapely.is_empty(geometries)
+    near = _near(bounds, zones)
     some = np.flatnonzero(near.any(axis=0))
     polygons, repaired = polygonal(geometries[some])
-    unreadable = shapely.is_missing(geometries) & wkb.is_valid().to_numpy(zero_copy_only=False)
-    unusable = int(shapely.is_missing(polygons).sum() + unreadable.sum())
-    nowhere = int(shapely.is_empty(geometries).sum()) + wkb.null_count
+    unplaced = ~np.isfinite(bounds).all(axis=1) & ~empty & wkb.is_valid().to_numpy(zero_copy_only=False)
+    unusable = int(shapely.is_missing(polygons).sum() + unplaced.sum())
+    nowhere = int(empty.sum()) + wkb.null_count
     repaired |= closed[some] & ~shapely.is_missing(polygons)
     return _Part(numbers[some], Geometries(polygons), near[:, some], repaired, unusable, nowhere)
 
 
 def _read(wkb: pa.Array) -> tuple[NDArray[np.object_], NDArray[np.bool_]]:
     """Geometries, None where there is none or GEOS cannot read it; and of which a ring was closed for that."""
-    geometries = geometries_of(wkb, on_invalid="ignore")
+    with np.errstate(invalid="ignore"):  # coordinates that are no numbers
+        geometries = geometries_of(wkb, on_invalid="ignore")
     open_rings = np.flatnonzero(shapely.is_missing(geometries) & wkb.is_valid().to_numpy(zero_copy_only=False))
     geometries[open_rings] = shapely.from_wkb(wkb.to_numpy(zero_copy_only=False)[open_rings], on_invalid="fix")
     closed = np.zeros(len(geometries), np.bool_)

@@ -13,6 +13,7 @@ from pyproj import CRS, Transformer
 
 from tasks.grid import Tile
 from tasks.reference import Reference, burn, prepare_reference
+from tasks.reference.antimeridian import turn_of
 from tasks.reference.polygons import polygons_of_tile
 from tasks.reference.shapes import Geometries, single_rings
 from tasks.storage import Storage
@@ -44,7 +45,7 @@ def labels(path: Path, shapes: list[Any], crs: int | CRS, tiles: list[Tile]) -> 
     ]
 
 
-def expected(shapes: list[Any], crs: int, tile: Tile, shifts: tuple[float, ...] = (0.0,)) -> NDArray[np.uint8]:
+def expected(shapes: list[Any], crs: int | CRS, tile: Tile, shifts: tuple[float, ...] = (0.0,)) -> NDArray[np.uint8]:
     """What lies at the centre of each pixel; there, and so far from there."""
     columns, rows = np.meshgrid(np.arange(tile.width) + 0.5, np.arange(tile.height) + 0.5)
     x, y = Transformer.from_crs(tile.epsg, crs, always_xy=True).transform(*(tile.transform * (columns, rows)))
@@ -142,11 +143,41 @@ def test_the_world_on_a_web_map_is_everywhere(tmp_path: Path) -> None:
     assert [one.min() for one in labels(tmp_path / "r.gpkg", [world], 3857, tiles)] == [1, 1]
 
 
+@pytest.mark.parametrize("crs", ["EPSG:8857", "ESRI:54009", "ESRI:54030", "EPSG:6933", "EPSG:4087", "EPSG:3395"])
+@pytest.mark.parametrize("hole", [0, 700])
+def test_the_world_of_any_projection_is_everywhere_but_in_its_hole(tmp_path: Path, crs: str, hole: float) -> None:
+    project = Transformer.from_crs(4326, crs, always_xy=True).transform
+    world = shapely.transform(
+        shapely.segmentize(shapely.box(-179.9, -60, 179.9, 80), 1), lambda points: np.column_stack(project(*points.T))
+    )
+    world = world.difference(shapely.Point(project(15, 46)).buffer(hole)) if hole else world
+    tiles = [tile_at(15, 46, 32633, name="a"), tile_at(-70, -30, 32719, name="b")]
+
+    found = labels(tmp_path / "r.parquet", [world], CRS(crs), tiles)
+
+    assert [one.any() for one in found] == [True, True]
+    for got, tile in zip(found, tiles, strict=True):
+        assert np.count_nonzero(got != expected([world], CRS(crs), tile)) <= tile.width // 10
+
+
+@pytest.mark.parametrize("place", [(15, 70), (-150, 80)])
+def test_a_square_around_the_pole_that_is_wider_than_a_quarter_turn_is_not_lost(
+    tmp_path: Path, place: tuple[float, float]
+) -> None:
+    tile = tile_at(*place, 32633 if place[0] > 0 else 32606)
+
+    (found,) = labels(tmp_path / "r.parquet", [shapely.box(-5.2e6, -5.2e6, 5.2e6, 5.2e6)], 3413, [tile])
+
+    assert found.min() == 1
+
+
 # ---- at the antimeridian ----
 
 
 @pytest.mark.parametrize("suffix", ["gpkg", "fgb", "parquet"])
-@pytest.mark.parametrize(("source", "turn"), [(4326, 360.0), (3857, WEB_TURN_M)])
+@pytest.mark.parametrize(
+    ("source", "turn"), [(4326, 360.0), (3857, WEB_TURN_M), (3395, WEB_TURN_M), (4087, WEB_TURN_M)]
+)
 @pytest.mark.parametrize("turned", [0, -1, 1])
 def test_polygons_across_the_antimeridian_label_both_sides_wherever_their_longitudes_begin(
     tmp_path: Path, source: int, turn: float, turned: int, suffix: str
@@ -189,3 +220,87 @@ def test_tiles_across_the_antimeridian_are_labelled_by_the_world(tmp_path: Path)
     for got, tile in zip(found, tiles, strict=True):
         assert np.count_nonzero(got != expected([WORLD.difference(land)], 4326, tile)) <= tile.width // 10
     assert found[1].min() == 0
+
+
+def tile_in(epsg: int, longitude: float, latitude: float, size_deg: float = 0.03) -> Tile:
+    """A tile of 100 pixels a side around a place, in a CRS that goes around the Earth."""
+    project = Transformer.from_crs(4326, epsg, always_xy=True).transform
+    x, y = project(longitude, latitude)
+    half = (project(10 + size_deg, 0)[0] - project(10, 0)[0]) / 2
+    return Tile(f"{longitude}_{latitude}", epsg, (x - half, y - half, x + half, y + half), 100, 100)
+
+
+@pytest.mark.parametrize("target", [4326, 3857, 3395])
+@pytest.mark.parametrize("source", [32760, 3460, 3832])
+@pytest.mark.parametrize(
+    "holes",
+    [
+        [],
+        [(-3700, -700, -2300, 700), (-700, -700, 700, 700), (2300, 300, 3700, 1700)],
+        [(-2000, -5000, -1000, 5000), (1000, -5000, 1500, 5000), (-500, 100, 300, 700)],
+    ],
+    ids=["whole", "holes", "parts"],
+)
+def test_polygons_across_the_edge_of_the_tiles_crs_label_both_sides(
+    tmp_path: Path, source: int, target: int, holes: list[tuple[float, ...]]
+) -> None:
+    x, y = Transformer.from_crs(4326, source, always_xy=True).transform(180.0, -17.0)
+    land = shapely.Point(x, y).buffer(5000)
+    for hole in holes:
+        land = land.difference(shapely.affinity.translate(shapely.box(*hole), x, y))
+    tiles = [tile_in(target, longitude, -17) for longitude in (179.96, 179.985, -179.985, -179.96, 179.9, 0)]
+
+    found = labels(tmp_path / "r.gpkg", [land], source, tiles)
+
+    for got, tile in zip(found, tiles, strict=True):
+        assert np.count_nonzero(got != expected([land], source, tile)) <= tile.width // 10
+    assert [set(np.unique(one)) for one in found[-2:]] == [{0}, {0}]
+
+
+@pytest.mark.parametrize("target", [4326, 4087])
+@pytest.mark.parametrize(("source", "pole"), [(3413, 1), (3031, -1)])
+@pytest.mark.parametrize("hole", [0, 200_000])
+def test_polygons_around_a_pole_reach_up_to_it(
+    tmp_path: Path, source: int, pole: int, target: int, hole: float
+) -> None:
+    land = shapely.Point(50_000, 20_000).buffer(600_000).difference(shapely.Point(30_000, 0).buffer(hole))
+    places = [(longitude, 87 * pole) for longitude in (0, 44.9, 179.9, -179.9)]
+    edges = [(longitude, latitude * pole) for longitude in (-135, 100) for latitude in (84.65, 88.2, 89.9)]
+    tiles = [tile_in(target, *place, 0.2) for place in (*places, *edges)]
+
+    found = labels(tmp_path / "r.gpkg", [land], source, tiles)
+
+    for got, tile in zip(found, tiles, strict=True):
+        assert np.count_nonzero(got != expected([land], source, tile)) <= tile.width // 10
+    assert [one.min() for one in found[:4]] == [1] * 4
+
+
+@pytest.mark.parametrize(("crs", "turn"), [(4326, 360.0), (3857, WEB_TURN_M), (3395, WEB_TURN_M), (4087, WEB_TURN_M)])
+@pytest.mark.parametrize("turned", [0, -1])
+def test_polygons_in_the_tiles_own_crs_go_on_beyond_its_edge(
+    tmp_path: Path, crs: int, turn: float, turned: int
+) -> None:
+    tiles = [tile_in(crs, longitude, -17) for longitude in (179.97, -179.97, 179.9, -179.9)]
+    middle = (turned + 0.5) * turn
+    y = tiles[0].bounds[1]
+    land = shapely.box(middle - turn / 7000, y, middle + turn / 7000, y + turn / 20_000)
+
+    found = labels(tmp_path / "r.gpkg", [land], crs, tiles)
+
+    for got, tile in zip(found, tiles, strict=True):
+        wanted = expected([land], crs, tile, (0.0, turn, -turn))
+        np.testing.assert_array_equal(got, wanted)
+    assert [one.any() for one in found] == [True, True, False, False]
+
+
+@pytest.mark.parametrize("crs", [4326, 3857, 3395, 3994, "ESRI:54034", "+proj=cea +lon_0=150 +units=us-ft +type=crs"])
+def test_a_turn_later_proj_is_at_the_same_place(crs: Any) -> None:
+    x, y = Transformer.from_crs(4326, crs, always_xy=True).transform(15, 46)
+    project = Transformer.from_crs(crs, 32633, always_xy=True).transform
+
+    np.testing.assert_allclose(project(x + turn_of(CRS(crs)), y), project(x, y), atol=1e-4)
+
+
+@pytest.mark.parametrize("crs", [32633, 3035, 3413, 8857, "ESRI:54008", "ESRI:54030", 2056, 4978])
+def test_x_of_most_projections_does_not_go_around(crs: Any) -> None:
+    assert turn_of(CRS(crs)) == np.inf

@@ -9,25 +9,28 @@ from typing import Any
 
 import geopandas as gpd
 import numpy as np
+import pyarrow.parquet as pq
 import pyogrio
 import pytest
 import s3fs
 import shapely
 from pydantic import ValidationError
-from pyproj import Transformer
+from pyproj import CRS, Transformer
 from rasterio.features import rasterize
 
 from tasks.errors import InvalidInput
 from tasks.grid import Tile
 from tasks.reference import Reference, burn, check_reference, check_units, prepare_reference, reference_source
-from tasks.reference.polygons import TilePolygons, polygons_of_tile
+from tasks.reference.polygons import TilePolygons, areas_m2, polygons_of_tile
 from tasks.reference.preparation import SourceIdentity
+from tasks.reference.shapes import Geometries
 from tasks.storage import Storage
 from tests.tasks.delivery_files import TILE
 
 MIN_X, MIN_Y, MAX_X, MAX_Y = TILE.bounds
 WEST, EAST = shapely.box(MIN_X, MIN_Y, MIN_X + 320, MAX_Y), shapely.box(MIN_X + 320, MIN_Y, MAX_X, MAX_Y)
 WHOLE = shapely.box(*TILE.bounds)
+HALF_THE_WORLD = shapely.Polygon([(-60, -10), (105, 0), (179, -10), (179, 85), (-60, 85)])
 
 
 def write(path: Path, geometries: list[Any], epsg: int = 32633, **columns: list[Any]) -> str:
@@ -157,12 +160,65 @@ def test_a_polygon_beside_the_tile_reaches_into_it_by_its_buffer(tmp_path: Path)
     assert (labels(Reference(file=path, buffer_m=1040), tmp_path / "work")[:, :2] == 2).all()
 
 
+@pytest.mark.parametrize("buffer_m", [-10, -100, -2000, 300])
+def test_a_buffer_leaves_what_a_continent_covers(tmp_path: Path, buffer_m: float) -> None:
+    path = write(tmp_path / "r.gpkg", [HALF_THE_WORLD], 4326, LULC_ID=[7])
+
+    assert (labels(Reference(file=path, buffer_m=buffer_m), tmp_path / "work") == 7).all()
+
+
 def test_small_polygons_are_left_out_and_counted(tmp_path: Path) -> None:
     path = write(tmp_path / "r.gpkg", [shapely.box(MIN_X, MIN_Y, MIN_X + 50, MIN_Y + 50), WEST], LULC_ID=[1, 2])
 
     prepared = prepare_reference(Reference(file=path, min_area_m2=2501), Storage(), [TILE], tmp_path / "work")
 
     assert (prepared.findings.polygons, prepared.findings.too_small) == (1, 1)
+
+
+@pytest.mark.parametrize("epsg", [4326, 3857, 6933])
+def test_the_area_of_a_polygon_that_is_cut_is_that_of_the_whole(tmp_path: Path, epsg: int) -> None:
+    south = shapely.box(MIN_X, MIN_Y, MAX_X, MIN_Y + 100)
+    (lonlat,) = gpd.GeoSeries([south], crs=32633).to_crs(4326)
+    two = shapely.MultiPolygon([lonlat, shapely.affinity.translate(lonlat, -115)])  # 128,000 m² together
+    project = Transformer.from_crs(4326, epsg, always_xy=True).transform
+    shapes = [
+        shapely.transform(shapely.segmentize(shape, 1), lambda points: np.column_stack(project(*points.T)))
+        for shape in (HALF_THE_WORLD, two)
+    ]
+    path = write(tmp_path / "r.parquet", shapes, epsg, LULC_ID=[7, 8])
+
+    for min_area_m2, large in ((127_000, 2), (129_000, 1), (1.8e14, 1), (1.9e14, 0)):
+        reference = Reference(file=path, min_area_m2=min_area_m2)
+        found = prepare_reference(reference, Storage(), [TILE], tmp_path / str(min_area_m2)).findings
+        assert (found.polygons, found.too_small) == (large, 2 - large)
+
+
+EARTH_M2 = 510_065_621_724_089.0
+"""Surface of the ellipsoid of WGS 84."""
+
+
+@pytest.mark.parametrize(
+    ("shape", "epsg", "area_m2"),
+    [
+        (shapely.box(-180, -90, 180, 90), 4326, EARTH_M2),
+        (shapely.box(0, 0, 360, 90), 4326, EARTH_M2 / 2),
+        (shapely.box(90, -90, 270, 0), 4326, EARTH_M2 / 4),
+        (shapely.box(90, -90, 270, 0).difference(shapely.box(170, -90, 190, -0.1)), 4326, EARTH_M2 / 4 * 0.8891),
+        (shapely.box(-180, -60, -179, 0).union(shapely.box(179, -60, 180, 0)), 4326, EARTH_M2 / 360 * 0.8647),
+        (shapely.Point(0, 0).buffer(5e6), 3573, shapely.Point(0, 0).buffer(5e6).area),  # around the pole
+        (WHOLE, 32633, WHOLE.area / 0.9996**2 / 1.0001),
+    ],
+)
+def test_areas_are_those_on_the_ellipsoid(shape: Any, epsg: int, area_m2: float) -> None:
+    (found,) = areas_m2(Geometries(np.array([shape], object)), CRS(epsg))
+
+    assert found == pytest.approx(area_m2, rel=1e-3)
+
+
+def test_the_area_of_what_has_no_place_is_no_number() -> None:
+    shapes = np.array([shapely.box(0, 0, 10, 95), None, shapely.box(0, 0, 10, 90)], object)
+
+    assert np.isnan(areas_m2(Geometries(shapes), CRS(4326))).tolist() == [True, True, False]
 
 
 def test_all_touched_pixels_are_those_of_gdal(tmp_path: Path) -> None:
@@ -247,6 +303,34 @@ def test_geoparquet_has_a_crs_and_refuses_layers_and_what_is_no_geoparquet(tmp_p
     (tmp_path / "plain.parquet").write_bytes(b"PAR1 or not")
     with pytest.raises(InvalidInput, match="is not readable as GeoParquet"):
         found_by(Reference(file=str(tmp_path / "plain.parquet")), tmp_path / "work")
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("point", [1, 6])
+@pytest.mark.parametrize("kind", ["ring", "hole", "two", "collection"])
+def test_polygons_with_a_point_that_has_no_place_are_counted_and_left_out(
+    tmp_path: Path, kind: str, point: int, number: float
+) -> None:
+    octagon = shapely.Point(MIN_X + 200, MIN_Y + 200).buffer(150, quad_segs=2)
+    two = shapely.MultiPolygon([WEST, shapely.box(MIN_X + 400, MIN_Y, MIN_X + 500, MAX_Y)])
+    shapes = {
+        "ring": octagon,
+        "hole": WHOLE.difference(shapely.box(MIN_X + 100, MIN_Y + 100, MIN_X + 200, MIN_Y + 200)),
+        "two": two,
+        "collection": shapely.GeometryCollection([two]),
+    }
+    wkb = shapely.to_wkb(shapes[kind])
+    place = wkb.index(shapely.get_coordinates(shapes[kind])[point].astype("<f8").tobytes())
+    wkb = wkb[:place] + np.float64(number).astype("<f8").tobytes() + wkb[place + 8 :]
+    path = Path(write(tmp_path / "r.parquet", [shapes[kind], EAST], LULC_ID=[1, 2]))
+    table = pq.read_table(path)
+    column = table.column_names.index("geometry")
+    pq.write_table(table.set_column(column, table.schema.field(column), [[wkb, shapely.to_wkb(EAST)]]), path)
+
+    prepared = prepare_reference(Reference(file=str(path)), Storage(), [TILE], tmp_path / "work")
+
+    assert (prepared.findings.polygons, prepared.findings.without_polygon) == (1, 1)
+    assert polygons_of_tile(tmp_path / "work", TILE).ids.tolist() == [2]
 
 
 def test_rows_without_a_geometry_are_counted_also_where_an_index_leaves_them_out(tmp_path: Path) -> None:
