@@ -112,7 +112,9 @@ def test_a_reference_in_a_database_is_checked_at_once(url: str) -> None:
     source = check_reference(reference_in(url), STORAGE).sources[0]
 
     assert (source.name, source.size) == (f"127.0.0.1/{DATABASE}/public.parcels", 5)
-    with pytest.raises(InvalidInput, match=r"column code: 1 rows have values .* not in the class table \(1100\).*2000"):
+    with pytest.raises(
+        InvalidInput, match=r"column code: 1 rows have values .* not in the class table \('1100'\).*'2000'"
+    ):
         check_reference(reference_in(url, class_table={"1100": 1}), STORAGE)
     with pytest.raises(InvalidInput, match="has no column kind; its columns are id, code, label, area"):
         check_reference(reference_in(url, class_column="kind"), STORAGE)

@@ -266,7 +266,7 @@ def test_only_categories_that_a_row_has_must_be_classes(tmp_path: Path) -> None:
     found, findings = checked_and_prepared(path, tmp_path / "work", class_table={"field": 1, "forest": 2})
 
     assert (found.ids.tolist(), findings.unmapped) == ([1, 2], {})
-    refused(path, tmp_path / "other", r"1 rows have values.*Values: forest\.", class_table={"field": 1})
+    refused(path, tmp_path / "other", r"1 rows have values.*Values: 'forest'\.", class_table={"field": 1})
 
 
 def test_numbers_that_are_text_are_told_to_be_text(tmp_path: Path) -> None:
@@ -274,6 +274,22 @@ def test_numbers_that_are_text_are_told_to_be_text(tmp_path: Path) -> None:
 
     refused(path, tmp_path / "work", "from 0 to 255; the column is text; give a class_table from values to ids")
     assert checked_and_prepared(path, tmp_path / "work", class_table={2: 2})[0].ids.tolist() == [2]
+
+
+def test_text_that_looks_like_a_code_is_told_from_it(tmp_path: Path) -> None:
+    values = ["311 ", "", "c\u030c", "31\u200b1", "č", "311"]
+    path = write(tmp_path / "r.gpkg", [WHOLE] * len(values), LULC_ID=values)
+
+    message = r"\('311', 'č'\).*Values: '', '311 ', '31\\u200b1', 'c\\u030c'\."
+    refused(path, tmp_path / "work", message, class_table={"311": 1, "č": 2})
+
+
+def test_numbers_that_are_large_text_are_told_to_be_text(tmp_path: Path) -> None:
+    text = pd.array(["2"], pd.ArrowDtype(pa.large_string()))
+    path = write(tmp_path / "r.parquet", [WHOLE], LULC_ID=text)
+    assert pq.read_schema(path).field("LULC_ID").type == pa.large_string()
+
+    refused(path, tmp_path / "work", r"from 0 to 255; the column is text; .*Values: '2'\.")
 
 
 def test_whole_decimals_are_integers(tmp_path: Path) -> None:
