@@ -309,9 +309,16 @@ class ParquetSource:
 
     def _batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
         try:
-            yield from self._file.iter_batches(BATCH_ROWS, columns=columns)
+            yield from map(_without_views, self._file.iter_batches(BATCH_ROWS, columns=columns))
         except (pa.ArrowException, OSError) as error:
             raise InvalidInput(f"{self.title} is not readable as GeoParquet: {error}.") from error
+
+
+def _without_views(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Rows whose text and WKB are no views, for which Arrow has few functions."""
+    plain = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
+    schema = pa.schema([field.with_type(plain.get(field.type, field.type)) for field in batch.schema])
+    return batch if schema == batch.schema else batch.cast(schema)
 
 
 def _descriptions(values: pa.Array) -> pa.Array:

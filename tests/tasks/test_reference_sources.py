@@ -212,6 +212,19 @@ def test_geoparquet_of_old_is_read(tmp_path: Path) -> None:
     assert checked_and_prepared(tmp_path / "r.parquet", tmp_path / "work")[0].ids.tolist() == [2]
 
 
+def test_geoparquet_of_views_is_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.parquet", [WHOLE, WEST], LULC_ID=[2, 3], code=["a", "b"])
+    table = pq.read_table(path)
+    kinds = {"LULC_ID": pa.int64(), "code": pa.string_view(), "geometry": pa.binary_view()}
+    columns = {name: pa.array(table[name].to_pylist(), kind) for name, kind in kinds.items()}
+    pq.write_table(pa.table(columns).replace_schema_metadata(table.schema.metadata), path)
+
+    classes = {"class_column": "code", "class_table": {"a": 7, "b": 8}}
+    assert checked_and_prepared(path, tmp_path / "classes", **classes)[0].ids.tolist() == [7, 8]
+    assert checked_and_prepared(path, tmp_path / "names", name_column="code")[0].names.to_pylist() == ["a", "b"]
+    refused(path, tmp_path / "work", r"the column is text.*Values: 'a', 'b'\.", class_column="code")
+
+
 # ---- rows and columns ----
 
 
