@@ -131,7 +131,7 @@ class VectorSource:
         for batch, meta in self._batches(columns, bounds if self._indexed else None):
             fids = batch.column(meta["fid_column"] or "OGC_FID").to_numpy()
             place = self._places(fids) if self._indexed else np.arange(before, before + len(fids))
-            names = _descriptions(batch.column(name_column)) if name_column else None
+            names = _descriptions(_in_utf8(batch, name_column, self.title)) if name_column else None
             polygons = self._linear(batch.column(meta["geometry_name"] or "wkb_geometry"), fids)
             yield Rows(place, self._codes(batch, class_column), names, polygons)
             before += len(fids)
@@ -162,7 +162,7 @@ class VectorSource:
 
     def _codes(self, batch: pa.RecordBatch, column: str) -> pa.Array:
         """Values of a column; of integers with a domain of coded values GDAL gives the descriptions as well."""
-        values = batch.column(column)
+        values = _in_utf8(batch, column, self.title)
         kind = self._info["ogr_types"][list(self._info["fields"]).index(column)]
         coded = isinstance(values, pa.DictionaryArray) and kind in {"OFTInteger", "OFTInteger64"}
         return values.indices if coded else values
@@ -286,7 +286,7 @@ class ParquetSource:
     def values(self, column: str) -> Iterator[pa.Array]:
         """See :class:`Source`."""
         for batch in self._batches([column]):
-            yield batch.column(column)
+            yield _in_utf8(batch, column, self.title)
 
     def rows(self, class_column: str, name_column: str | None, bounds: Bounds | None) -> Iterator[Rows]:
         """See :class:`Source`; all rows are read."""
@@ -294,9 +294,9 @@ class ParquetSource:
         columns = [class_column, *([name_column] if name_column else []), self._geometry]
         before = 0
         for batch in self._batches(list(dict.fromkeys(columns))):
-            names = batch.column(name_column) if name_column else None
+            names = _in_utf8(batch, name_column, self.title) if name_column else None
             place = np.arange(before, before + batch.num_rows)
-            yield Rows(place, batch.column(class_column), names, batch.column(self._geometry))
+            yield Rows(place, _in_utf8(batch, class_column, self.title), names, batch.column(self._geometry))
             before += batch.num_rows
 
     def extent(self) -> Bounds | None:
@@ -312,6 +312,21 @@ class ParquetSource:
             yield from map(_without_views, self._file.iter_batches(BATCH_ROWS, columns=columns))
         except (pa.ArrowException, OSError) as error:
             raise InvalidInput(f"{self.title} is not readable as GeoParquet: {error}.") from error
+
+
+def _in_utf8(batch: pa.RecordBatch, column: str, title: str) -> pa.Array:
+    """Give a column whose text is what Arrow takes it for."""
+    values = batch.column(column)
+    text = values.dictionary if pa.types.is_dictionary(values.type) else values
+    try:
+        text.validate(full=pa.types.is_string(text.type) or pa.types.is_large_string(text.type))
+    except pa.ArrowInvalid as error:
+        raise InvalidInput(
+            f"{title}, column {column} has text that is not in the encoding that the file says: {error}. Correct the "
+            ".cpg of a Shapefile, or write the file again, for example with: "
+            "ogr2ogr -oo ENCODING=CP1250 polygons.gpkg FILE"
+        ) from error
+    return values
 
 
 def _without_views(batch: pa.RecordBatch) -> pa.RecordBatch:

@@ -246,6 +246,18 @@ def test_a_column_of_lists_is_refused(tmp_path: Path, column: str) -> None:
     refused(path, tmp_path / "work", r"column kinds has values of type list.*choose one with text", **{column: "kinds"})
 
 
+def test_text_in_another_encoding_than_the_file_says_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.shp", [WHOLE, WEST], LULC_ID=[2, 3], kind=["les", "gozdič"])
+    attributes = path.with_suffix(".dbf")
+    attributes.write_bytes(attributes.read_bytes().replace("č".encode(), "č ".encode("cp1250")))
+
+    message = r"r\.shp, column kind has text that is not in the encoding .*\.cpg.*-oo ENCODING=CP1250"
+    refused(path, tmp_path / "work", message, name_column="kind")
+    refused(path, tmp_path / "work", message, class_column="kind", class_table={"les": 2}, unmapped="leave out")
+    path.with_suffix(".cpg").write_text("1250")
+    assert checked_and_prepared(path, tmp_path / "again", name_column="kind")[0].names.to_pylist() == ["les", "gozdič"]
+
+
 DOMAIN = """
 CREATE TABLE IF NOT EXISTS gpkg_extensions (table_name TEXT, column_name TEXT, extension_name TEXT, definition TEXT,
     scope TEXT, UNIQUE (table_name, column_name, extension_name));
