@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pyogrio
 from numpy.typing import NDArray
+from pyogrio.util import vsi_path
 from pyproj import CRS, Transformer
 from pyproj.exceptions import CRSError, ProjError
 
@@ -24,6 +25,8 @@ from tasks.errors import InvalidInput
 
 BATCH_ROWS = 10_000
 """Rows that are read at a time; with polygons of 1,000 points that is 160 MB, a few times."""
+DRIVERS = {"GPKG", "ESRI Shapefile", "GeoJSON", "GeoJSONSeq", "ESRIJSON", "TopoJSON", "JSONFG", "FlatGeobuf"}
+"""Formats that are read, by GDAL's names: those of which :mod:`tasks.reference.files` knows all files."""
 INDEXED_DRIVERS = {"GPKG", "FlatGeobuf"}
 """Formats that have a spatial index inside, and row numbers that do not change with what is read."""
 PLACES = 2**40
@@ -101,11 +104,13 @@ class VectorSource:
     def __init__(self, path: str, layer: str | None, title: str) -> None:
         self.title = title
         self._path = path
+        self._check_path()
         try:
             self._layer = self._only(layer)
             self._info = pyogrio.read_info(path, layer=self._layer)
         except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError) as error:
             raise self._unreadable(error) from error
+        self._check_driver(self._info["driver"])
         self.crs = known_crs(self._info["crs"], title)
         check_types([self._info["geometry_type"]], title)
         if self._info["driver"] == "FlatGeobuf":
@@ -244,14 +249,31 @@ class VectorSource:
             raise self._unreadable(error) from error
 
     def _only(self, layer: str | None) -> str:
-        layers = [str(name) for name, geometry_type in pyogrio.list_layers(self._path) if geometry_type is not None]
+        given = pyogrio.list_layers(self._path)
+        layers = [str(name) for name, geometry_type in given if geometry_type is not None]
         if layer is None and len(layers) == 1:
             return layers[0]
         if layer in layers:
             return str(layer)
+        if len(given) > 0:
+            self._check_driver(pyogrio.read_info(self._path, layer=0)["driver"])
         asked = "no layer was named" if layer is None else f"layer {layer} is not in it"
         found = ", ".join(layers) or "none with geometries"
         raise InvalidInput(f"{self.title}: {asked}; name one of its layers: {found}.")
+
+    def _check_path(self) -> None:
+        """Check that pyogrio takes the path for that of a file, and not for an archive and what is in it."""
+        if not vsi_path(self._path).endswith(self._path):
+            raise InvalidInput(
+                f"{self.title} cannot be opened, as its path has a '!' or ';', or '?' at the end; rename it."
+            )
+
+    def _check_driver(self, driver: str) -> None:
+        if driver not in DRIVERS:
+            raise InvalidInput(
+                f"{self.title} is in the format '{driver}', which is not read; GeoPackage, Shapefile, GeoJSON, "
+                "FlatGeobuf and GeoParquet are. Convert it, for example with: ogr2ogr polygons.gpkg FILE"
+            )
 
     def _unreadable(self, error: Exception) -> InvalidInput:
         return InvalidInput(f"{self.title} is not readable as vector data: {error}.")

@@ -18,7 +18,7 @@ import pytest
 import shapely
 
 from tasks.errors import InvalidInput
-from tasks.reference import Reference, burn, check_reference, prepare_reference
+from tasks.reference import Reference, burn, check_reference, prepare_reference, reference_source
 from tasks.reference.polygons import TilePolygons, polygons_of_tile
 from tasks.reference.preparation import Findings
 from tasks.storage import Storage
@@ -150,6 +150,67 @@ def geojson(polygons: list[Any]) -> str:
     ]
     crs = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32633"}}
     return json.dumps({"type": "FeatureCollection", "crs": crs, "features": features})
+
+
+# ---- formats and paths ----
+
+
+@pytest.mark.parametrize(
+    ("name", "driver"), [("r.tab", "MapInfo File"), ("r.vrt", "OGR_VRT"), ("r.csv", "CSV"), ("r.kml", "KML")]
+)
+def test_formats_of_which_not_all_files_are_known_are_refused(tmp_path: Path, name: str, driver: str) -> None:
+    path = tmp_path / name
+    if driver == "OGR_VRT":
+        layers = [
+            f'<OGRVRTLayer name="{layer}"><SrcDataSource>{tmp_path / layer}.shp</SrcDataSource></OGRVRTLayer>'
+            for layer in ("s", "t")
+            if write(tmp_path / f"{layer}.shp", [WHOLE], LULC_ID=[2])
+        ]
+        path.write_text(f"<OGRVRTDataSource>{''.join(layers)}</OGRVRTDataSource>")
+    elif driver == "CSV":
+        path.write_text("LULC_ID\n2\n")
+    else:
+        frame = gpd.GeoDataFrame({"LULC_ID": [2]}, geometry=[WHOLE], crs=32633)
+        pyogrio.write_dataframe(frame.to_crs(4326) if driver == "KML" else frame, path, driver=driver)
+
+    message = f"in the format '(LIB)?{driver}', which is not read; GeoPackage, .*GeoParquet are.*ogr2ogr polygons.gpkg"
+    refused(path, tmp_path / "work", message)
+
+
+@pytest.mark.parametrize("driver", ["GeoJSON", "GeoJSONSeq"])
+def test_features_one_a_line_are_geojson_as_well(tmp_path: Path, driver: str) -> None:
+    frame = gpd.GeoDataFrame({"LULC_ID": [2]}, geometry=[WHOLE], crs=32633).to_crs(4326)
+    pyogrio.write_dataframe(frame, tmp_path / "r.json", driver=driver)
+
+    assert checked_and_prepared(tmp_path / "r.json", tmp_path / "work")[0].ids.tolist() == [2]
+
+
+@pytest.mark.parametrize("part", ["dbf", "shx", "SHP"])
+def test_any_part_of_a_shapefile_that_is_named_stands_for_the_whole(tmp_path: Path, part: str) -> None:
+    path = write(tmp_path / "r.shp", [WHOLE], LULC_ID=[2])
+    if part == "SHP":
+        path = path.rename(tmp_path / "r.SHP")
+    named = Reference(file=str(tmp_path / f"r.{part}"))
+    before = check_reference(named, STORAGE)
+    assert before.sources[0].size == sum(one.stat().st_size for one in tmp_path.glob("r.*"))
+    assert checked_and_prepared(Path(named.file), tmp_path / "work")[0].ids.tolist() == [2]
+
+    path.write_bytes(path.read_bytes() + b" ")
+
+    assert reference_source(named, STORAGE) != before
+
+
+@pytest.mark.parametrize("name", ["a!b.gpkg", "a;b.gpkg", "a.gpkg?"])
+def test_a_path_that_would_be_opened_as_another_is_refused(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / "r.gpkg", [WHOLE], LULC_ID=[2]).rename(tmp_path / name)
+
+    refused(path, tmp_path / "work", "cannot be opened, as its path has a '!' or ';', or '\\?' at the end; rename it")
+
+
+def test_signs_in_a_path_are_its_own(tmp_path: Path) -> None:
+    for number, name in enumerate(["a?b.gpkg", "a#b.gpkg", "100%.gpkg", "a:b.gpkg", "č [x] {1}.gpkg"]):
+        path = write(tmp_path / "r.gpkg", [WHOLE], LULC_ID=[2]).rename(tmp_path / name)
+        assert checked_and_prepared(path, tmp_path / str(number))[0].ids.tolist() == [2]
 
 
 # ---- geometries and coordinates ----
