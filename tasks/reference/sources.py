@@ -27,8 +27,6 @@ BATCH_ROWS = 10_000
 """Rows that are read at a time; with polygons of 1,000 points that is 160 MB, a few times."""
 DRIVERS = {"GPKG", "ESRI Shapefile", "GeoJSON", "GeoJSONSeq", "ESRIJSON", "TopoJSON", "JSONFG", "FlatGeobuf"}
 """Formats that are read, by GDAL's names: those of which :mod:`tasks.reference.files` knows all files."""
-INDEXED_DRIVERS = {"GPKG", "FlatGeobuf"}
-"""Formats that have a spatial index inside, and row numbers that do not change with what is read."""
 PLACES = 2**40
 """More than a source has rows, and than any place in it."""
 _WITHOUT_AREA = ("point", "line", "circularstring", "compoundcurve", "multicurve")
@@ -115,6 +113,8 @@ class VectorSource:
         check_types([self._info["geometry_type"]], title)
         if self._info["driver"] == "FlatGeobuf":
             self._check_last()
+            if not self._indexed:  # GDAL's own stream is wrong where a row has no geometry, as only these may have
+                pyogrio.set_gdal_config_options({"OGR_FLATGEOBUF_STREAM_BASE_IMPL": "YES"})
 
     @property
     def columns(self) -> Sequence[str]:
@@ -163,7 +163,8 @@ class VectorSource:
 
     @property
     def _indexed(self) -> bool:
-        return self._info["driver"] in INDEXED_DRIVERS
+        driver = self._info["driver"]
+        return driver == "GPKG" or (driver == "FlatGeobuf" and self._info["capabilities"]["fast_spatial_filter"])
 
     def _codes(self, batch: pa.RecordBatch, column: str) -> pa.Array:
         """Values of a column; of integers with a domain of coded values GDAL gives the descriptions as well."""

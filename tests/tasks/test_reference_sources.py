@@ -152,6 +152,33 @@ def geojson(polygons: list[Any]) -> str:
     return json.dumps({"type": "FeatureCollection", "crs": crs, "features": features})
 
 
+@pytest.mark.parametrize(
+    ("geometries", "ids"),
+    [
+        ([WHOLE, None, WEST], [2, 4]),
+        ([None, WHOLE], [3]),
+        ([WHOLE, None], [2]),
+        ([WHOLE, shapely.Polygon(), WEST], [2, 4]),
+        ([WHOLE, None, None, WEST] * 5000, [number for number in range(2, 20_002) if number % 4 in {1, 2}]),
+    ],
+)
+def test_a_flatgeobuf_without_an_index_may_have_rows_without_a_geometry(
+    tmp_path: Path, geometries: list[Any], ids: list[int]
+) -> None:
+    count = len(geometries)
+    frame = gpd.GeoDataFrame({"code": range(2, 2 + count)}, geometry=geometries, crs=32633)
+    pyogrio.write_dataframe(frame, tmp_path / "r.fgb", SPATIAL_INDEX="NO")
+    table = [{"id": 1, "codes": ["*"]}]
+
+    found, findings = checked_and_prepared(
+        tmp_path / "r.fgb", tmp_path / "work", class_column="code", name_column="code", class_table=table
+    )
+
+    assert found.names.to_pylist() == list(map(str, ids))
+    assert shapely.area(shapely.from_wkb(found.wkb[0].as_py())) == WHOLE.area
+    assert findings.without_polygon == count - len(ids)
+
+
 # ---- formats and paths ----
 
 
