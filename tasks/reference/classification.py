@@ -83,6 +83,8 @@ class Classifier:
             is_id = isinstance(value, (int, float, Decimal)) and not isinstance(value, bool) and value in range(256)
             return int(value) if is_id else UNMAPPED
         text = as_text(value)
+        if isinstance(value, bool) and text not in self._codes:
+            text = text.lower()  # as SQL and JSON write it
         if text in self._codes:
             return self._codes[text]
         prefix = next((prefix for prefix in self._prefixes if text.startswith(prefix)), None)

@@ -163,8 +163,9 @@ class VectorSource:
 
     @property
     def _indexed(self) -> bool:
+        """Whether there is a spatial index inside, and rows have numbers that do not change with what is read."""
         driver = self._info["driver"]
-        return driver == "GPKG" or (driver == "FlatGeobuf" and self._info["capabilities"]["fast_spatial_filter"])
+        return driver == "GPKG" or (driver == "FlatGeobuf" and bool(self._info["capabilities"]["fast_spatial_filter"]))
 
     def _codes(self, batch: pa.RecordBatch, column: str) -> pa.Array:
         """Values of a column; of integers with a domain of coded values GDAL gives the descriptions as well."""
