@@ -27,6 +27,8 @@ BATCH_ROWS = 10_000
 """Rows that are read at a time; with polygons of 1,000 points that is 160 MB, a few times."""
 DRIVERS = {"GPKG", "ESRI Shapefile", "GeoJSON", "GeoJSONSeq", "ESRIJSON", "TopoJSON", "JSONFG", "FlatGeobuf"}
 """Formats that are read, by GDAL's names: those of which :mod:`tasks.reference.files` knows all files."""
+ROW_BY_ROW = "OGR_FLATGEOBUF_STREAM_BASE_IMPL"
+"""Setting of GDAL that has a FlatGeobuf read as other formats are, more slowly."""
 PLACES = 2**40
 """More than a source has rows, and than any place in it."""
 _WITHOUT_AREA = ("point", "line", "circularstring", "compoundcurve", "multicurve")
@@ -113,8 +115,8 @@ class VectorSource:
         check_types([self._info["geometry_type"]], title)
         if self._info["driver"] == "FlatGeobuf":
             self._check_last()
-            if not self._indexed:  # GDAL's own stream is wrong where a row has no geometry, as only these may have
-                pyogrio.set_gdal_config_options({"OGR_FLATGEOBUF_STREAM_BASE_IMPL": "YES"})
+            if not self._indexed:  # GDAL's own stream is wrong where a row has no geometry
+                pyogrio.set_gdal_config_options({ROW_BY_ROW: "YES"})
 
     @property
     def columns(self) -> Sequence[str]:
@@ -137,7 +139,9 @@ class VectorSource:
             fids = batch.column(meta["fid_column"] or "OGC_FID").to_numpy()
             place = self._places(fids) if self._indexed else np.arange(before, before + len(fids))
             names = _descriptions(_in_utf8(batch, name_column, self.title)) if name_column else None
-            polygons = self._linear(batch.column(meta["geometry_name"] or "wkb_geometry"), fids)
+            geometries = batch.column(meta["geometry_name"] or "wkb_geometry")
+            self._check_stream(geometries)
+            polygons = self._linear(geometries, fids)
             yield Rows(place, self._codes(batch, class_column), names, polygons)
             before += len(fids)
         if not self._indexed:
@@ -262,6 +266,16 @@ class VectorSource:
         asked = "no layer was named" if layer is None else f"layer {layer} is not in it"
         found = ", ".join(layers) or "none with geometries"
         raise InvalidInput(f"{self.title}: {asked}; name one of its layers: {found}.")
+
+    def _check_stream(self, geometries: pa.Array) -> None:
+        """Check that each row of a FlatGeobuf with an index has a geometry, as GDAL's stream takes for granted."""
+        try:
+            geometries.validate(full=self._info["driver"] == "FlatGeobuf")
+        except pa.ArrowInvalid as error:
+            raise InvalidInput(
+                f"{self.title} has a spatial index and rows without a geometry, which GDAL mixes up; write it again, "
+                f"for example with: ogr2ogr --config {ROW_BY_ROW} YES polygons.gpkg FILE"
+            ) from error
 
     def _check_path(self) -> None:
         """Check that pyogrio takes the path for that of a file, and not for an archive and what is in it."""

@@ -21,6 +21,7 @@ from tasks.errors import InvalidInput
 from tasks.reference import Reference, burn, check_reference, prepare_reference, reference_source
 from tasks.reference.polygons import TilePolygons, polygons_of_tile
 from tasks.reference.preparation import Findings
+from tasks.reference.sources import ROW_BY_ROW
 from tasks.storage import Storage
 from tests.tasks.delivery_files import TILE
 
@@ -177,6 +178,25 @@ def test_a_flatgeobuf_without_an_index_may_have_rows_without_a_geometry(
     assert found.names.to_pylist() == list(map(str, ids))
     assert shapely.area(shapely.from_wkb(found.wkb[0].as_py())) == WHOLE.area
     assert findings.without_polygon == count - len(ids)
+
+
+def test_a_flatgeobuf_with_an_index_and_a_row_without_a_geometry_is_refused(tmp_path: Path) -> None:
+    """As GDAL does not write it."""
+    path = write(tmp_path / "r.fgb", [WHOLE, WHOLE], LULC_ID=[2, 3])
+    content = bytearray(path.read_bytes())
+    row = next(at for at in range(len(content) - 8, 0, -1) if uint32(content, at) == len(content) - at - 4)
+    table = row + 4 + uint32(content, row + 4)
+    fields = table - uint32(content, table)
+    struct.pack_into("<H", content, fields + 4, 0)  # the first one, geometry, is not there (flatbuffers, "Internals")
+    path.write_bytes(content)
+    pyogrio.set_gdal_config_options({ROW_BY_ROW: None})
+
+    with pytest.raises(InvalidInput, match=r"r\.fgb has a spatial index and rows without .*ogr2ogr --config OGR_FLATG"):
+        checked_and_prepared(path, tmp_path / "work")
+
+
+def uint32(content: bytes | bytearray, at: int) -> int:
+    return int(struct.unpack_from("<I", content, at)[0])
 
 
 # ---- formats and paths ----
