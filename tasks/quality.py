@@ -90,7 +90,11 @@ def read_quality_csv(text: str, reference: str) -> dict[str, LabelQuality]:
     Raises:
         KeyError, ValueError: it is something else.
     """
-    return {row["tile"]: _read(row) for row in csv.DictReader(StringIO(text)) if row["reference"] == reference}
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a tile may have very many unmapped values
+    try:
+        return {row["tile"]: _read(row) for row in csv.DictReader(StringIO(text)) if row["reference"] == reference}
+    except csv.Error as error:
+        raise ValueError(f"not a file of labels' quality: {error}") from error
 
 
 def together(tiles: Iterable[LabelQuality]) -> LabelQuality:

@@ -10,9 +10,17 @@ SECRETS = {"password", "sslpassword", "oauth_client_secret", "scram_client_key",
 """Settings of libpq that must stay secret (PostgreSQL documentation, "Parameter Key Words")."""
 _KEPT = "the password by credentials_block or by PGPASSWORD in the environment"
 _AS_URL = f"postgresql://user@host/database, and {_KEPT}"
-_SECRET_SETTING = re.compile(r"(password|passwd|pwd)\s*=", re.IGNORECASE)
-_SECRET_OF_USER = re.compile(r"([a-z][\w+.-]*://)?[^/?#@:]*:[^@]*@", re.IGNORECASE)
+_SECRET_SETTING = re.compile(
+    r"(password|passwd|pwd|oauth_client_secret|scram_client_key|scram_server_key)\s*=", re.IGNORECASE
+)
+_SECRET_OF_USER = re.compile(
+    r"([a-z][\w+.-]*://(?!arn:)[^/?#@:]*:"  # a bucket may be named by its ARN, and a key may have any sign
+    r"|[^/?#@:]*:(?!//))[^@]*@",
+    re.IGNORECASE,
+)
 _SECRET_OF_USER_IN_URL = re.compile(r"[^/]*://[^/?#@]*:[^/?#@]*@")
+_OF_GDAL = re.compile(r"\s*/(/|\./)*vsi", re.IGNORECASE)
+"""Paths of GDAL's virtual file systems, which may lead anywhere and hold any secret."""
 _SCHEME = re.compile(r"([a-z][\w+.-]*)://", re.IGNORECASE)
 
 
@@ -33,6 +41,11 @@ def check_address(file: str) -> None:
         raise ValueError(f"there is a password in it; leave it out: a database is given as {_AS_URL}")
     elif file.lower().startswith("pg:"):
         raise ValueError(f"PG: is not read; give a database as {_AS_URL}")
+    elif _OF_GDAL.match(file):
+        raise ValueError(
+            "GDAL's paths that begin with /vsi are not read; give a local path (of a zipped file just that), "
+            f"s3://bucket/key, or a database as {_AS_URL}"
+        )
     elif (scheme := _SCHEME.match(file)) and scheme[1] != "s3":
         raise ValueError(f"{scheme[1]}:// is not read; give a local path, s3://bucket/key, or a database as {_AS_URL}")
 
@@ -59,7 +72,7 @@ def _check_database(url: str) -> None:
         given = {"port": "unknown"}  # its message repeats the URL
     if (
         SECRETS & given.keys()
-        or _SECRET_SETTING.search(url)
+        or _SECRET_SETTING.search(" ".join([url, *given.values()]))  # in it %3D stands for =
         or _SECRET_OF_USER_IN_URL.match(url)
         or "@" in given.get("host", "") + given.get("dbname", "")
     ):

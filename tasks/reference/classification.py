@@ -1,7 +1,8 @@
 """Values of the class column become class ids, or are refused by name: never zeros in silence."""
 
+import unicodedata
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -40,7 +41,8 @@ class Classifier:
     def ids(self, values: pa.Array) -> NDArray[np.int16]:
         """Class id of each value, 0 to 255, or :data:`NULL` or :data:`UNMAPPED`."""
         encoded = values.dictionary_encode()
-        self._text = self._text or pa.types.is_string(encoded.type.value_type)
+        kind = encoded.type.value_type
+        self._text = self._text or pa.types.is_string(kind) or pa.types.is_large_string(kind)
         distinct = encoded.dictionary.to_pylist()  # of categories also those that no row has
         ids = np.array([*(self._id(value) for value in distinct), NULL], np.int16)
         indices = encoded.indices.fill_null(len(distinct)).to_numpy(zero_copy_only=False)
@@ -61,14 +63,18 @@ class Classifier:
         """
         if not self.unmapped:
             return
-        shown = ", ".join(sorted(self.unmapped)[:SHOWN_VALUES]) + (", …" if len(self.unmapped) > SHOWN_VALUES else "")
+        shown = self._shown(sorted(self.unmapped)[:SHOWN_VALUES]) + (", …" if len(self.unmapped) > SHOWN_VALUES else "")
         text = "; the column is text" if self._text else ""
         problem = (
             f"no class ids, which are integers from 0 to 255{text}; give a class_table from values to ids"
             if self._codes is None
-            else f"not in the class table ({', '.join(self._codes)}); add them, or set reference.unmapped: leave out"
+            else f"not in the class table ({self._shown(self._codes)}); add them, or set reference.unmapped: leave out"
         )
         raise InvalidInput(f"{place}: {self.unmapped.total()} rows have values that are {problem}. Values: {shown}.")
+
+    def _shown(self, values: Iterable[str]) -> str:
+        """Values as a message has them: text in quotes, so that blanks are seen."""
+        return ", ".join(map(_quoted, values) if self._text else values)
 
     def _id(self, value: Any) -> int:
         if value is None or (isinstance(value, float) and np.isnan(value)):
@@ -77,6 +83,8 @@ class Classifier:
             is_id = isinstance(value, (int, float, Decimal)) and not isinstance(value, bool) and value in range(256)
             return int(value) if is_id else UNMAPPED
         text = as_text(value)
+        if isinstance(value, bool) and text not in self._codes:
+            text = text.lower()  # as SQL and JSON write it
         if text in self._codes:
             return self._codes[text]
         prefix = next((prefix for prefix in self._prefixes if text.startswith(prefix)), None)
@@ -88,3 +96,8 @@ def as_text(value: object) -> str:
     if isinstance(value, Decimal):
         return f"{value.normalize():f}"
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _quoted(text: str) -> str:
+    """Text in quotes; by its escapes what is not printable, or what looks as other text does."""
+    return repr(text) if unicodedata.is_normalized("NFC", text) else ascii(text)

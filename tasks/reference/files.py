@@ -10,6 +10,8 @@ from fsspec.implementations.local import LocalFileSystem
 from tasks.eopatches import file_identity
 from tasks.storage import Storage, open_filesystem
 
+SHAPEFILE_NAMES = {".shp", ".shx", ".dbf"}
+"""Parts of a Shapefile that GDAL opens as the whole."""
 SHAPEFILE_PARTS = {".shp", ".shx", ".dbf", ".prj", ".cpg"}
 """Geometries, where they are, attributes, CRS, and the encoding of text (ESRI Shapefile Technical Description)."""
 
@@ -52,7 +54,7 @@ def _parts(files: AbstractFileSystem, path: str) -> list[str]:
         inside = files.find(path, maxdepth=1)
         return sorted(one for one in inside if not one.endswith(".lock")) or [path]  # locks of ArcGIS tell its readers
     given = PurePosixPath(path)
-    if given.suffix.lower() == ".shp":
+    if given.suffix.lower() in SHAPEFILE_NAMES:
         beside = map(PurePosixPath, files.ls(str(given.parent), detail=False))
         return sorted(str(one) for one in beside if one.stem == given.stem and one.suffix.lower() in SHAPEFILE_PARTS)
     log = Path(f"{path}-wal")  # SQLite's, of what was written but not yet put into the file

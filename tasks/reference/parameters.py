@@ -217,10 +217,11 @@ class Reference(FormModel):
 
     @property
     def class_table_sha256(self) -> str:
-        """Hash of the class table, without the colours."""
-        return _sha256(
-            None if self.class_table is None else [one.model_dump(exclude={"colour"}) for one in self.class_table]
-        )
+        """Hash of the class table, without the colours and whatever the order of classes and codes."""
+        if self.class_table is None:
+            return _sha256(None)
+        classes = sorted(self.class_table, key=lambda one: one.id)
+        return _sha256([one.model_dump(exclude={"colour"}) | {"codes": sorted(one.codes)} for one in classes])
 
     @property
     def options_sha256(self) -> str:

@@ -103,7 +103,7 @@ class PostgisSource:
             order = [self._as_text(class_column, name_column, self._geometry) + sql.SQL(' COLLATE "C"')]
         for rows in self._batches(query + sql.SQL(" ORDER BY ") + sql.SQL(", ").join(order)):
             columns = list(zip(*rows, strict=True))
-            names = pa.array([None if name is None else str(name) for name in columns[1]]) if name_column else None
+            names = pa.array(columns[1]) if name_column else None
             places = np.arange(before, before + len(rows))
             yield Rows(places, pa.array(columns[0]), names, pa.array(columns[-1], pa.binary()))
             before += len(rows)
@@ -122,13 +122,16 @@ class PostgisSource:
 
     def _find_table(self) -> None:
         """Look up schema, table, geometry column, CRS, columns and keys."""
-        self._schema, self._table, self._geometry, self._srid = self._only()
-        self.crs: CRS = self._find_crs()
+        self._schema, self._table, self._geometry, self._srid, kind = self._only()
+        self.crs: CRS = self._find_crs(kind)
         table = sql.Identifier(self._schema, self._table).as_string(self._connection)
         described = self._all(
-            "SELECT a.attname, format_type(coalesce(nullif(t.typbasetype, 0), t.oid), NULL) "
-            "FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid "
-            "WHERE a.attrelid = %s::regclass AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum",
+            "WITH RECURSIVE types AS ("
+            "SELECT attnum, attname, atttypid AS type FROM pg_attribute "
+            "WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped "
+            "UNION ALL SELECT attnum, attname, typbasetype FROM types JOIN pg_type ON oid = type WHERE typbasetype <> 0"
+            ") SELECT attname, format_type(type, NULL) FROM types JOIN pg_type ON oid = type "
+            "WHERE typbasetype = 0 ORDER BY attnum",  # of a domain, whatever it is over
             table,
         )
         self._types = {name: kind for name, kind in described if name != self._geometry}
@@ -140,14 +143,16 @@ class PostgisSource:
         )
         self._keys = [key for (key,) in keys]
 
-    def _only(self) -> tuple[str, str, str, int]:
-        """Schema, table, column and SRID of what was asked for; points and lines beside polygons do not count."""
+    def _only(self) -> tuple[str, str, str, int, str]:
+        """Schema, table, column, SRID and type of what was asked for; points and lines beside polygons do not count."""
         found = self._all(
             "SELECT f_table_schema, f_table_name, f_geometry_column, srid, type FROM geometry_columns ORDER BY 1, 2, 3"
         )
-        asked_for = [row for row in found if self._layer in {None, row[1], ".".join(row[:2]), ".".join(row[:3])}]
+        asked_for = list(filter(self._is_asked_for, found))
         matching = [row for row in asked_for if has_areas(row[4])] or asked_for
         tables = {row[:2] for row in matching}
+        if not tables:
+            self._refuse_geography()
         if len(tables) != 1:
             asked = "no table was named"
             if self._layer is not None:
@@ -160,18 +165,37 @@ class PostgisSource:
             raise InvalidInput(
                 f"{self.title}: table {matching[0][1]} has several columns of polygons; name one as layer: {columns}."
             )
-        return matching[0][:4]
+        return matching[0][:5]
 
-    def _find_crs(self) -> CRS:
+    def _is_asked_for(self, row: tuple[Any, ...]) -> bool:
+        return self._layer in {None, row[1], ".".join(row[:2]), ".".join(row[:3])}
+
+    def _refuse_geography(self) -> None:
+        found = self._all("SELECT f_table_schema, f_table_name, f_geography_column, srid, type FROM geography_columns")
+        for schema, name, column, srid, kind in filter(self._is_asked_for, found):
+            table = f"{schema}.{name}"
+            rows = f"SELECT *, {column}::geometry({kind}, {srid}) AS geom FROM {table}"  # noqa: S608 - only told
+            raise InvalidInput(
+                f"{self.title}: column {table}.{column} is of type geography, which is not read; make a view of it and "
+                f"name that as layer, for example with: CREATE VIEW {table}_geometry AS {rows}"
+            )
+
+    def _find_crs(self, kind: str) -> CRS:
         """CRS of the geometry column: by its authority where PROJ has that, else as it is described."""
         found = self._all(
             "SELECT auth_name, auth_srid, srtext, proj4text FROM spatial_ref_sys WHERE srid = %s", self._srid
         )
-        if not found:
-            return known_crs(None, self.title)
-        authority, number, wkt, proj = found[0]
+        authority, number, wkt, proj = found[0] if found else (None, None, None, None)
         described = f"{authority}:{number}" if authority in get_authorities() else wkt or proj
-        return known_crs(described or None, self.title)
+        if not described:
+            table, column, typed = f"{self._schema}.{self._table}", self._geometry, f"geometry({kind}, 32633)"
+            raise InvalidInput(
+                f"{self.title}: column {table}.{column} has no coordinate reference system (its SRID is {self._srid}); "
+                f"assign the one that its coordinates are in, for example with: ALTER TABLE {table} ALTER COLUMN "
+                f"{column} TYPE {typed} USING ST_SetSRID({column}, 32633); in a view, with: "
+                f"ST_SetSRID({column}, 32633)::{typed}"
+            )
+        return known_crs(described, self.title)
 
     @staticmethod
     def _as_text(*columns: str | None) -> sql.Composed:
@@ -179,9 +203,10 @@ class PostgisSource:
         return sql.SQL("ROW({})::text").format(sql.SQL(", ").join(map(sql.Identifier, filter(None, columns))))
 
     def _plain(self, column: str) -> sql.Composable:
-        """A column as numbers or text that Arrow knows."""
-        cast = {"numeric": "::float8", "integer": "", "bigint": "", "smallint": "", "double precision": "", "real": ""}
-        return sql.Identifier(column) + sql.SQL(cast.get(self._types[column], "::text"))
+        """A column as numbers, booleans or text that Arrow knows."""
+        known = {"integer", "bigint", "smallint", "double precision", "real", "boolean"}
+        cast = "::float8" if self._types[column] == "numeric" else "::text"
+        return sql.Identifier(column) + sql.SQL("" if self._types[column] in known else cast)
 
     def _from(self) -> sql.Composed:
         return sql.SQL(" FROM {}").format(sql.Identifier(self._schema, self._table))

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pyogrio
 from numpy.typing import NDArray
+from pyogrio.util import vsi_path
 from pyproj import CRS, Transformer
 from pyproj.exceptions import CRSError, ProjError
 
@@ -24,8 +25,10 @@ from tasks.errors import InvalidInput
 
 BATCH_ROWS = 10_000
 """Rows that are read at a time; with polygons of 1,000 points that is 160 MB, a few times."""
-INDEXED_DRIVERS = {"GPKG", "FlatGeobuf"}
-"""Formats that have a spatial index inside, and row numbers that do not change with what is read."""
+DRIVERS = {"GPKG", "ESRI Shapefile", "GeoJSON", "GeoJSONSeq", "ESRIJSON", "TopoJSON", "JSONFG", "FlatGeobuf"}
+"""Formats that are read, by GDAL's names: those of which :mod:`tasks.reference.files` knows all files."""
+ROW_BY_ROW = "OGR_FLATGEOBUF_STREAM_BASE_IMPL"
+"""Setting of GDAL that has a FlatGeobuf read as other formats are, more slowly."""
 PLACES = 2**40
 """More than a source has rows, and than any place in it."""
 _WITHOUT_AREA = ("point", "line", "circularstring", "compoundcurve", "multicurve")
@@ -101,15 +104,19 @@ class VectorSource:
     def __init__(self, path: str, layer: str | None, title: str) -> None:
         self.title = title
         self._path = path
+        self._check_path()
         try:
             self._layer = self._only(layer)
             self._info = pyogrio.read_info(path, layer=self._layer)
         except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError) as error:
             raise self._unreadable(error) from error
+        self._check_driver(self._info["driver"])
         self.crs = known_crs(self._info["crs"], title)
         check_types([self._info["geometry_type"]], title)
         if self._info["driver"] == "FlatGeobuf":
             self._check_last()
+            if not self._indexed:  # GDAL's own stream is wrong where a row has no geometry
+                pyogrio.set_gdal_config_options({ROW_BY_ROW: "YES"})
 
     @property
     def columns(self) -> Sequence[str]:
@@ -131,8 +138,10 @@ class VectorSource:
         for batch, meta in self._batches(columns, bounds if self._indexed else None):
             fids = batch.column(meta["fid_column"] or "OGC_FID").to_numpy()
             place = self._places(fids) if self._indexed else np.arange(before, before + len(fids))
-            names = _descriptions(batch.column(name_column)) if name_column else None
-            polygons = self._linear(batch.column(meta["geometry_name"] or "wkb_geometry"), fids)
+            names = _descriptions(_in_utf8(batch, name_column, self.title)) if name_column else None
+            geometries = batch.column(meta["geometry_name"] or "wkb_geometry")
+            self._check_stream(geometries)
+            polygons = self._linear(geometries, fids)
             yield Rows(place, self._codes(batch, class_column), names, polygons)
             before += len(fids)
         if not self._indexed:
@@ -158,11 +167,13 @@ class VectorSource:
 
     @property
     def _indexed(self) -> bool:
-        return self._info["driver"] in INDEXED_DRIVERS
+        """Whether there is a spatial index inside, and rows have numbers that do not change with what is read."""
+        driver = self._info["driver"]
+        return driver == "GPKG" or (driver == "FlatGeobuf" and bool(self._info["capabilities"]["fast_spatial_filter"]))
 
     def _codes(self, batch: pa.RecordBatch, column: str) -> pa.Array:
         """Values of a column; of integers with a domain of coded values GDAL gives the descriptions as well."""
-        values = batch.column(column)
+        values = _in_utf8(batch, column, self.title)
         kind = self._info["ogr_types"][list(self._info["fields"]).index(column)]
         coded = isinstance(values, pa.DictionaryArray) and kind in {"OFTInteger", "OFTInteger64"}
         return values.indices if coded else values
@@ -244,14 +255,41 @@ class VectorSource:
             raise self._unreadable(error) from error
 
     def _only(self, layer: str | None) -> str:
-        layers = [str(name) for name, geometry_type in pyogrio.list_layers(self._path) if geometry_type is not None]
+        given = pyogrio.list_layers(self._path)
+        layers = [str(name) for name, geometry_type in given if geometry_type is not None]
         if layer is None and len(layers) == 1:
             return layers[0]
         if layer in layers:
             return str(layer)
+        if len(given) > 0:
+            self._check_driver(pyogrio.read_info(self._path, layer=0)["driver"])
         asked = "no layer was named" if layer is None else f"layer {layer} is not in it"
         found = ", ".join(layers) or "none with geometries"
         raise InvalidInput(f"{self.title}: {asked}; name one of its layers: {found}.")
+
+    def _check_stream(self, geometries: pa.Array) -> None:
+        """Check that each row of a FlatGeobuf with an index has a geometry, as GDAL's stream takes for granted."""
+        try:
+            geometries.validate(full=self._info["driver"] == "FlatGeobuf")
+        except pa.ArrowInvalid as error:
+            raise InvalidInput(
+                f"{self.title} has a spatial index and rows without a geometry, which GDAL mixes up; write it again, "
+                f"for example with: ogr2ogr --config {ROW_BY_ROW} YES polygons.gpkg FILE"
+            ) from error
+
+    def _check_path(self) -> None:
+        """Check that pyogrio takes the path for that of a file, and not for an archive and what is in it."""
+        if not vsi_path(self._path).endswith(self._path):
+            raise InvalidInput(
+                f"{self.title} cannot be opened, as its path has a '!' or ';', or '?' at the end; rename it."
+            )
+
+    def _check_driver(self, driver: str) -> None:
+        if driver not in DRIVERS:
+            raise InvalidInput(
+                f"{self.title} is in the format '{driver}', which is not read; GeoPackage, Shapefile, GeoJSON, "
+                "FlatGeobuf and GeoParquet are. Convert it, for example with: ogr2ogr polygons.gpkg FILE"
+            )
 
     def _unreadable(self, error: Exception) -> InvalidInput:
         return InvalidInput(f"{self.title} is not readable as vector data: {error}.")
@@ -286,7 +324,7 @@ class ParquetSource:
     def values(self, column: str) -> Iterator[pa.Array]:
         """See :class:`Source`."""
         for batch in self._batches([column]):
-            yield batch.column(column)
+            yield _in_utf8(batch, column, self.title)
 
     def rows(self, class_column: str, name_column: str | None, bounds: Bounds | None) -> Iterator[Rows]:
         """See :class:`Source`; all rows are read."""
@@ -294,9 +332,9 @@ class ParquetSource:
         columns = [class_column, *([name_column] if name_column else []), self._geometry]
         before = 0
         for batch in self._batches(list(dict.fromkeys(columns))):
-            names = batch.column(name_column) if name_column else None
+            names = _in_utf8(batch, name_column, self.title) if name_column else None
             place = np.arange(before, before + batch.num_rows)
-            yield Rows(place, batch.column(class_column), names, batch.column(self._geometry))
+            yield Rows(place, _in_utf8(batch, class_column, self.title), names, batch.column(self._geometry))
             before += batch.num_rows
 
     def extent(self) -> Bounds | None:
@@ -309,9 +347,31 @@ class ParquetSource:
 
     def _batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
         try:
-            yield from self._file.iter_batches(BATCH_ROWS, columns=columns)
+            yield from map(_without_views, self._file.iter_batches(BATCH_ROWS, columns=columns))
         except (pa.ArrowException, OSError) as error:
             raise InvalidInput(f"{self.title} is not readable as GeoParquet: {error}.") from error
+
+
+def _in_utf8(batch: pa.RecordBatch, column: str, title: str) -> pa.Array:
+    """Give a column whose text is what Arrow takes it for."""
+    values = batch.column(column)
+    text = values.dictionary if pa.types.is_dictionary(values.type) else values
+    try:
+        text.validate(full=pa.types.is_string(text.type) or pa.types.is_large_string(text.type))
+    except pa.ArrowInvalid as error:
+        raise InvalidInput(
+            f"{title}, column {column} has text that is not in the encoding that the file says: {error}. Correct the "
+            ".cpg of a Shapefile, or write the file again, for example with: "
+            "ogr2ogr -oo ENCODING=CP1250 polygons.gpkg FILE"
+        ) from error
+    return values
+
+
+def _without_views(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Rows whose text and WKB are no views, for which Arrow has few functions."""
+    plain = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
+    schema = pa.schema([field.with_type(plain.get(field.type, field.type)) for field in batch.schema])
+    return batch if schema == batch.schema else batch.cast(schema)
 
 
 def _descriptions(values: pa.Array) -> pa.Array:

@@ -8,7 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import geopandas as gpd
 import numpy as np
+import pandas as pd
+import pyogrio
 import pytest
 import shapely
 from pydantic import SecretStr
@@ -112,7 +115,9 @@ def test_a_reference_in_a_database_is_checked_at_once(url: str) -> None:
     source = check_reference(reference_in(url), STORAGE).sources[0]
 
     assert (source.name, source.size) == (f"127.0.0.1/{DATABASE}/public.parcels", 5)
-    with pytest.raises(InvalidInput, match=r"column code: 1 rows have values .* not in the class table \(1100\).*2000"):
+    with pytest.raises(
+        InvalidInput, match=r"column code: 1 rows have values .* not in the class table \('1100'\).*'2000'"
+    ):
         check_reference(reference_in(url, class_table={"1100": 1}), STORAGE)
     with pytest.raises(InvalidInput, match="has no column kind; its columns are id, code, label, area"):
         check_reference(reference_in(url, class_column="kind"), STORAGE)
@@ -262,6 +267,73 @@ def test_a_crs_without_an_authority_is_read_from_its_description(url: str, table
         )
 
         assert found_in(url, tmp_path / str(srid), f"t{srid}") == [2]
+
+
+@pytest.mark.parametrize("suffix", ["gpkg", "parquet"])
+def test_booleans_are_what_they_are_in_files(url: str, tables: Postgres, tmp_path: Path, suffix: str) -> None:
+    tables.query(
+        "CREATE TABLE other.flags (id int PRIMARY KEY, wet boolean, geom geometry(Polygon, 32633));"
+        f"INSERT INTO other.flags VALUES (1, true, {as_sql(WHOLE)}), (2, NULL, {as_sql(WHOLE)}), "
+        f"(3, false, {as_sql(WEST)})",
+        DATABASE,
+    )
+    frame = gpd.GeoDataFrame(
+        {"wet": pd.array([True, None, False], "boolean")}, geometry=[WHOLE, WHOLE, WEST], crs=32633
+    )
+    file = tmp_path / f"flags.{suffix}"
+    frame.to_parquet(file) if suffix == "parquet" else pyogrio.write_dataframe(frame, file)
+
+    for number, table in enumerate([{True: 2, False: 1}, {"true": 2, "false": 1}]):
+        names = []
+        for source in ({}, {"file": str(file), "layer": None}):
+            folder = tmp_path / f"{number}{len(source)}"
+            changes = {"layer": "flags", "class_column": "wet", "name_column": "wet", "class_table": table} | source
+            assert found_in(url, folder, **changes) == [2, 1]
+            names.append(polygons_of_tile(folder, TILE).names.to_pylist())
+        assert names == [["true", "false"]] * 2
+
+
+def test_a_domain_over_a_domain_is_what_they_are_over(url: str, tables: Postgres, tmp_path: Path) -> None:
+    tables.query(
+        "CREATE DOMAIN other.amount AS numeric(5, 2); CREATE DOMAIN other.cover AS other.amount CHECK (VALUE > 0);"
+        "CREATE TABLE other.d (id int PRIMARY KEY, code other.cover, geom geometry(Polygon, 32633));"
+        f"INSERT INTO other.d VALUES (1, 2, {as_sql(WHOLE)})",
+        DATABASE,
+    )
+
+    assert found_in(url, tmp_path, "d", name_column="code") == [2]
+    assert polygons_of_tile(tmp_path, TILE).names.to_pylist() == ["2"]
+
+
+def test_geography_is_told_and_a_view_of_it_is_read(url: str, tables: Postgres, tmp_path: Path) -> None:
+    tables.query(
+        "CREATE TABLE other.g (id int PRIMARY KEY, code int, geog geography(Polygon, 4326));"
+        f"INSERT INTO other.g VALUES (1, 2, ST_Transform({as_sql(WHOLE)}, 4326)::geography)",
+        DATABASE,
+    )
+
+    for layer in ("g", "other.g", "other.g.geog"):
+        with pytest.raises(InvalidInput, match=r"column other\.g\.geog is of type geography, .*CREATE VIEW") as caught:
+            check_reference(reference_in(url, layer=layer), STORAGE)
+    tables.query("CREATE VIEW" + str(caught.value).partition("CREATE VIEW")[2], DATABASE)
+    assert found_in(url, tmp_path, "g_geometry") == [2]
+
+
+def test_a_column_without_an_srid_is_told_what_to_do_about(url: str, tables: Postgres, tmp_path: Path) -> None:
+    tables.query(
+        "CREATE TABLE other.t (id int PRIMARY KEY, code int, geom geometry);"
+        f"INSERT INTO other.t VALUES (1, 2, {as_sql(WHOLE, 0)});"
+        "CREATE VIEW other.v AS SELECT id, code, ST_Buffer(geom, 0) AS geom FROM other.t",
+        DATABASE,
+    )
+    message = r"column other\.{}\.geom has no coordinate reference system \(its SRID is 0\); .* ALTER TABLE other\.{}"
+    for layer in ("v", "t"):
+        with pytest.raises(InvalidInput, match=message.format(layer, layer)) as caught:
+            check_reference(reference_in(url, layer=layer), STORAGE)
+
+    statement = str(caught.value)[str(caught.value).index("ALTER") :].partition(";")[0]
+    tables.query(f"DROP VIEW other.v; {statement}", DATABASE)
+    assert found_in(url, tmp_path, "t") == [2]
 
 
 def test_a_view_that_fails_is_told_as_such(url: str, tables: Postgres) -> None:

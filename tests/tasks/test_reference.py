@@ -305,8 +305,8 @@ def test_names_come_from_the_column_that_is_asked_for(tmp_path: Path) -> None:
         ([1, 300], None, "1 rows have values that are no class ids.*from 0 to 255.*class_table.*Values: 300"),
         ([1.0, 1.7], None, "Values: 1.7"),
         ([-1, 2], None, "Values: -1"),
-        (["forest", "2"], None, "2 rows have values that are no class ids.*Values: 2, forest"),
-        (["forest", "bog"], {"forest": 2}, r"not in the class table \(forest\).*Values: bog"),
+        (["forest", "2"], None, "2 rows have values that are no class ids.*Values: '2', 'forest'"),
+        (["forest", "bog"], {"forest": 2}, r"not in the class table \('forest'\).*Values: 'bog'"),
         (list(range(1000, 1020)), {"1": 1}, "20 rows.*Values: 1000, 1001, .*, 1009, …"),
     ],
 )

@@ -31,7 +31,12 @@ from tasks.reference import Reference
         "pg:host=db user=me PASSWORD = hunter2",
         "host=db password=hunter2",
         "s3://key:hunter2@bucket/land.gpkg",
+        "s3://key:hun/hunter2@bucket/land.gpkg",
+        "s3://key://hunter2@bucket/land.gpkg",
         "https://me:hunter2@example.org/land.gpkg",
+        "postgresql://db/land?dbname=host%3Ddb%20password%3Dhunter2",
+        "postgresql://db/land?dbname=host%3Ddb%20scram_client_key%3Dhunter2",
+        "postgresql://db/land?options=-c%20my.password%3Dhunter2",
     ],
 )
 def test_a_password_is_refused_and_not_repeated(file: str) -> None:
@@ -50,6 +55,9 @@ def test_a_password_is_refused_and_not_repeated(file: str) -> None:
         ("postgresql://me@[db/land", "the database's URL is not understood"),
         ("PG:host=db user=me", "PG: is not read; give a database as postgresql://user@host/database, and the password"),
         ("https://example.org/land.gpkg?token=hunter2", "https:// is not read; give a local path, s3://bucket/key, or"),
+        ("/vsicurl/https://me:hunter2@example.org/land.gpkg", "that begin with /vsi are not read; give a local path"),
+        ("/vsizip//vsicurl/https://example.org/land.zip?token=hunter2", "not read; give a local path .of a zipped"),
+        (" //./vsis3/bucket/land.gpkg", "begin with /vsi are not read; give a local path .*, s3://bucket/key, or a"),
         ("gs://bucket/land.gpkg", "gs:// is not read; give a local path, s3://bucket/key, or a database as postgresql"),
     ],
 )
@@ -71,6 +79,8 @@ def test_what_is_not_read_is_answered_with_what_is(file: str, message: str) -> N
         ),
         ("data/a:b@c.gpkg", "Reference file data/a:b@c.gpkg"),
         ("s3://bucket/land.gpkg", "Reference file s3://bucket/land.gpkg"),
+        ("s3://bucket/me@example.org/a:b@c.gpkg", "Reference file s3://bucket/me@example.org/a:b@c.gpkg"),
+        ("s3://arn:aws:s3:eu:1:accesspoint/maps/me@c", "Reference file s3://arn:aws:s3:eu:1:accesspoint/maps/me@c"),
     ],
 )
 def test_messages_call_a_reference_by_what_tells_it_from_others(file: str, title: str) -> None:

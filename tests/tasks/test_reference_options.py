@@ -474,6 +474,22 @@ def test_a_colour_changes_no_labels(tmp_path: Path) -> None:
     assert sources[0] == sources[1]
 
 
+def test_the_order_of_classes_and_codes_changes_no_labels() -> None:
+    table: list[dict[str, Any]] = [
+        {"id": 1, "codes": ["1100"], "name": "FIELD"},
+        {"id": 2, "codes": ["1300", "2000"], "priority": 3},
+        {"id": 7},
+    ]
+    turned = [*table[:0:-1], table[0]]
+    turned[1] = table[1] | {"codes": ["2000", "1300"]}
+
+    hashes = {
+        Reference.model_validate({"file": "r.gpkg", "class_table": one}).class_table_sha256 for one in (table, turned)
+    }
+
+    assert hashes == {"56d974dc0fc82c40418ce29ea82d11fcb344255fa7933fec26a5be44c6567728"}  # as it ever was
+
+
 def test_the_identity_of_one_file_is_its_size_and_time(tmp_path: Path) -> None:
     """As it ever was: another one would have every EOPatch labelled again."""
     for suffix in ("gpkg", "geojson", "fgb", "parquet"):

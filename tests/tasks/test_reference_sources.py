@@ -18,9 +18,10 @@ import pytest
 import shapely
 
 from tasks.errors import InvalidInput
-from tasks.reference import Reference, burn, check_reference, prepare_reference
+from tasks.reference import Reference, burn, check_reference, prepare_reference, reference_source
 from tasks.reference.polygons import TilePolygons, polygons_of_tile
 from tasks.reference.preparation import Findings
+from tasks.reference.sources import ROW_BY_ROW
 from tasks.storage import Storage
 from tests.tasks.delivery_files import TILE
 
@@ -152,6 +153,113 @@ def geojson(polygons: list[Any]) -> str:
     return json.dumps({"type": "FeatureCollection", "crs": crs, "features": features})
 
 
+@pytest.mark.parametrize(
+    ("geometries", "ids"),
+    [
+        ([WHOLE, None, WEST], [2, 4]),
+        ([None, WHOLE], [3]),
+        ([WHOLE, None], [2]),
+        ([WHOLE, shapely.Polygon(), WEST], [2, 4]),
+        ([WHOLE, None, None, WEST] * 5000, [number for number in range(2, 20_002) if number % 4 in {1, 2}]),
+    ],
+)
+def test_a_flatgeobuf_without_an_index_may_have_rows_without_a_geometry(
+    tmp_path: Path, geometries: list[Any], ids: list[int]
+) -> None:
+    count = len(geometries)
+    frame = gpd.GeoDataFrame({"code": range(2, 2 + count)}, geometry=geometries, crs=32633)
+    pyogrio.write_dataframe(frame, tmp_path / "r.fgb", SPATIAL_INDEX="NO")
+    table = [{"id": 1, "codes": ["*"]}]
+
+    found, findings = checked_and_prepared(
+        tmp_path / "r.fgb", tmp_path / "work", class_column="code", name_column="code", class_table=table
+    )
+
+    assert found.names.to_pylist() == list(map(str, ids))
+    assert shapely.area(shapely.from_wkb(found.wkb[0].as_py())) == WHOLE.area
+    assert findings.without_polygon == count - len(ids)
+
+
+def test_a_flatgeobuf_with_an_index_and_a_row_without_a_geometry_is_refused(tmp_path: Path) -> None:
+    """As GDAL does not write it."""
+    path = write(tmp_path / "r.fgb", [WHOLE, WHOLE], LULC_ID=[2, 3])
+    content = bytearray(path.read_bytes())
+    row = next(at for at in range(len(content) - 8, 0, -1) if uint32(content, at) == len(content) - at - 4)
+    table = row + 4 + uint32(content, row + 4)
+    fields = table - uint32(content, table)
+    struct.pack_into("<H", content, fields + 4, 0)  # the first one, geometry, is not there (flatbuffers, "Internals")
+    path.write_bytes(content)
+    pyogrio.set_gdal_config_options({ROW_BY_ROW: None})
+
+    with pytest.raises(InvalidInput, match=r"r\.fgb has a spatial index and rows without .*ogr2ogr --config OGR_FLATG"):
+        checked_and_prepared(path, tmp_path / "work")
+
+
+def uint32(content: bytes | bytearray, at: int) -> int:
+    return int(struct.unpack_from("<I", content, at)[0])
+
+
+# ---- formats and paths ----
+
+
+@pytest.mark.parametrize(
+    ("name", "driver"), [("r.tab", "MapInfo File"), ("r.vrt", "OGR_VRT"), ("r.csv", "CSV"), ("r.kml", "KML")]
+)
+def test_formats_of_which_not_all_files_are_known_are_refused(tmp_path: Path, name: str, driver: str) -> None:
+    path = tmp_path / name
+    if driver == "OGR_VRT":
+        layers = [
+            f'<OGRVRTLayer name="{layer}"><SrcDataSource>{tmp_path / layer}.shp</SrcDataSource></OGRVRTLayer>'
+            for layer in ("s", "t")
+            if write(tmp_path / f"{layer}.shp", [WHOLE], LULC_ID=[2])
+        ]
+        path.write_text(f"<OGRVRTDataSource>{''.join(layers)}</OGRVRTDataSource>")
+    elif driver == "CSV":
+        path.write_text("LULC_ID\n2\n")
+    else:
+        frame = gpd.GeoDataFrame({"LULC_ID": [2]}, geometry=[WHOLE], crs=32633)
+        pyogrio.write_dataframe(frame.to_crs(4326) if driver == "KML" else frame, path, driver=driver)
+
+    message = f"in the format '(LIB)?{driver}', which is not read; GeoPackage, .*GeoParquet are.*ogr2ogr polygons.gpkg"
+    refused(path, tmp_path / "work", message)
+
+
+@pytest.mark.parametrize("driver", ["GeoJSON", "GeoJSONSeq"])
+def test_features_one_a_line_are_geojson_as_well(tmp_path: Path, driver: str) -> None:
+    frame = gpd.GeoDataFrame({"LULC_ID": [2]}, geometry=[WHOLE], crs=32633).to_crs(4326)
+    pyogrio.write_dataframe(frame, tmp_path / "r.json", driver=driver)
+
+    assert checked_and_prepared(tmp_path / "r.json", tmp_path / "work")[0].ids.tolist() == [2]
+
+
+@pytest.mark.parametrize("part", ["dbf", "shx", "SHP"])
+def test_any_part_of_a_shapefile_that_is_named_stands_for_the_whole(tmp_path: Path, part: str) -> None:
+    path = write(tmp_path / "r.shp", [WHOLE], LULC_ID=[2])
+    if part == "SHP":
+        path = path.rename(tmp_path / "r.SHP")
+    named = Reference(file=str(tmp_path / f"r.{part}"))
+    before = check_reference(named, STORAGE)
+    assert before.sources[0].size == sum(one.stat().st_size for one in tmp_path.glob("r.*"))
+    assert checked_and_prepared(Path(named.file), tmp_path / "work")[0].ids.tolist() == [2]
+
+    path.write_bytes(path.read_bytes() + b" ")
+
+    assert reference_source(named, STORAGE) != before
+
+
+@pytest.mark.parametrize("name", ["a!b.gpkg", "a;b.gpkg", "a.gpkg?"])
+def test_a_path_that_would_be_opened_as_another_is_refused(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / "r.gpkg", [WHOLE], LULC_ID=[2]).rename(tmp_path / name)
+
+    refused(path, tmp_path / "work", "cannot be opened, as its path has a '!' or ';', or '\\?' at the end; rename it")
+
+
+def test_signs_in_a_path_are_its_own(tmp_path: Path) -> None:
+    for number, name in enumerate(["a?b.gpkg", "a#b.gpkg", "100%.gpkg", "a:b.gpkg", "č [x] {1}.gpkg"]):
+        path = write(tmp_path / "r.gpkg", [WHOLE], LULC_ID=[2]).rename(tmp_path / name)
+        assert checked_and_prepared(path, tmp_path / str(number))[0].ids.tolist() == [2]
+
+
 # ---- geometries and coordinates ----
 
 CIRCLE = [(MIN_X + 120, MIN_Y + 240), (MIN_X + 320, MIN_Y + 440), (MIN_X + 520, MIN_Y + 240), (MIN_X + 320, MIN_Y + 40)]
@@ -212,6 +320,19 @@ def test_geoparquet_of_old_is_read(tmp_path: Path) -> None:
     assert checked_and_prepared(tmp_path / "r.parquet", tmp_path / "work")[0].ids.tolist() == [2]
 
 
+def test_geoparquet_of_views_is_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.parquet", [WHOLE, WEST], LULC_ID=[2, 3], code=["a", "b"])
+    table = pq.read_table(path)
+    kinds = {"LULC_ID": pa.int64(), "code": pa.string_view(), "geometry": pa.binary_view()}
+    columns = {name: pa.array(table[name].to_pylist(), kind) for name, kind in kinds.items()}
+    pq.write_table(pa.table(columns).replace_schema_metadata(table.schema.metadata), path)
+
+    classes = {"class_column": "code", "class_table": {"a": 7, "b": 8}}
+    assert checked_and_prepared(path, tmp_path / "classes", **classes)[0].ids.tolist() == [7, 8]
+    assert checked_and_prepared(path, tmp_path / "names", name_column="code")[0].names.to_pylist() == ["a", "b"]
+    refused(path, tmp_path / "work", r"the column is text.*Values: 'a', 'b'\.", class_column="code")
+
+
 # ---- rows and columns ----
 
 
@@ -231,6 +352,18 @@ def test_a_column_of_lists_is_refused(tmp_path: Path, column: str) -> None:
     path = write(tmp_path / "r.parquet", [WHOLE], LULC_ID=[2], kinds=[["field", "meadow"]])
 
     refused(path, tmp_path / "work", r"column kinds has values of type list.*choose one with text", **{column: "kinds"})
+
+
+def test_text_in_another_encoding_than_the_file_says_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.shp", [WHOLE, WEST], LULC_ID=[2, 3], kind=["les", "gozdič"])
+    attributes = path.with_suffix(".dbf")
+    attributes.write_bytes(attributes.read_bytes().replace("č".encode(), "č ".encode("cp1250")))
+
+    message = r"r\.shp, column kind has text that is not in the encoding .*\.cpg.*-oo ENCODING=CP1250"
+    refused(path, tmp_path / "work", message, name_column="kind")
+    refused(path, tmp_path / "work", message, class_column="kind", class_table={"les": 2}, unmapped="leave out")
+    path.with_suffix(".cpg").write_text("1250")
+    assert checked_and_prepared(path, tmp_path / "again", name_column="kind")[0].names.to_pylist() == ["les", "gozdič"]
 
 
 DOMAIN = """
@@ -266,7 +399,7 @@ def test_only_categories_that_a_row_has_must_be_classes(tmp_path: Path) -> None:
     found, findings = checked_and_prepared(path, tmp_path / "work", class_table={"field": 1, "forest": 2})
 
     assert (found.ids.tolist(), findings.unmapped) == ([1, 2], {})
-    refused(path, tmp_path / "other", r"1 rows have values.*Values: forest\.", class_table={"field": 1})
+    refused(path, tmp_path / "other", r"1 rows have values.*Values: 'forest'\.", class_table={"field": 1})
 
 
 def test_numbers_that_are_text_are_told_to_be_text(tmp_path: Path) -> None:
@@ -274,6 +407,22 @@ def test_numbers_that_are_text_are_told_to_be_text(tmp_path: Path) -> None:
 
     refused(path, tmp_path / "work", "from 0 to 255; the column is text; give a class_table from values to ids")
     assert checked_and_prepared(path, tmp_path / "work", class_table={2: 2})[0].ids.tolist() == [2]
+
+
+def test_text_that_looks_like_a_code_is_told_from_it(tmp_path: Path) -> None:
+    values = ["311 ", "", "c\u030c", "31\u200b1", "č", "311"]
+    path = write(tmp_path / "r.gpkg", [WHOLE] * len(values), LULC_ID=values)
+
+    message = r"\('311', 'č'\).*Values: '', '311 ', '31\\u200b1', 'c\\u030c'\."
+    refused(path, tmp_path / "work", message, class_table={"311": 1, "č": 2})
+
+
+def test_numbers_that_are_large_text_are_told_to_be_text(tmp_path: Path) -> None:
+    text = pd.array(["2"], pd.ArrowDtype(pa.large_string()))
+    path = write(tmp_path / "r.parquet", [WHOLE], LULC_ID=text)
+    assert pq.read_schema(path).field("LULC_ID").type == pa.large_string()
+
+    refused(path, tmp_path / "work", r"from 0 to 255; the column is text; .*Values: '2'\.")
 
 
 def test_whole_decimals_are_integers(tmp_path: Path) -> None:
