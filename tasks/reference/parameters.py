@@ -180,9 +180,8 @@ class Reference(FormModel):
         }
         if wrong:
             raise ValueError(f"class ids must be 0 to 255, but the table has {wrong}")
-        # sorted, since Prefect's server does not keep their order: it must not make other work
-        codes = {one: sorted(as_text(key) for key, number in value.items() if number == one) for one in value.values()}
-        return [{"id": one, "codes": codes[one]} for one in sorted(codes)]
+        ids = dict.fromkeys(value.values())
+        return [{"id": one, "codes": [key for key, number in value.items() if number == one]} for one in ids]
 
     @model_validator(mode="after")
     def _each_class_and_code_once(self) -> Self:
@@ -217,7 +216,7 @@ class Reference(FormModel):
 
     @property
     def class_table_sha256(self) -> str:
-        """Hash of the class table, without the colours and whatever the order of classes and codes."""
+        """Hash of the class table, without the colours and whatever the order, which Prefect's server does not keep."""
         if self.class_table is None:
             return _sha256(None)
         classes = sorted(self.class_table, key=lambda one: one.id)

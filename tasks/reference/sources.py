@@ -25,7 +25,8 @@ from tasks.errors import InvalidInput
 
 BATCH_ROWS = 10_000
 """Rows that are read at a time; with polygons of 1,000 points that is 160 MB, a few times."""
-DRIVERS = {"GPKG", "ESRI Shapefile", "GeoJSON", "GeoJSONSeq", "ESRIJSON", "TopoJSON", "JSONFG", "FlatGeobuf"}
+_JSON = {"GeoJSON", "GeoJSONSeq", "ESRIJSON", "TopoJSON", "JSONFG"}
+DRIVERS = {"GPKG", "ESRI Shapefile", "FlatGeobuf", "OpenFileGDB"} | _JSON
 """Formats that are read, by GDAL's names: those of which :mod:`tasks.reference.files` knows all files."""
 ROW_BY_ROW = "OGR_FLATGEOBUF_STREAM_BASE_IMPL"
 """Setting of GDAL that has a FlatGeobuf read as other formats are, more slowly."""
@@ -288,7 +289,8 @@ class VectorSource:
         if driver not in DRIVERS:
             raise InvalidInput(
                 f"{self.title} is in the format '{driver}', which is not read; GeoPackage, Shapefile, GeoJSON, "
-                "FlatGeobuf and GeoParquet are. Convert it, for example with: ogr2ogr polygons.gpkg FILE"
+                "FlatGeobuf, file geodatabases and GeoParquet are. Convert it, for example with: ogr2ogr polygons.gpkg "
+                "FILE"
             )
 
     def _unreadable(self, error: Exception) -> InvalidInput:

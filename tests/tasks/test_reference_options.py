@@ -83,9 +83,9 @@ def test_names_and_colours_come_from_the_class_table_and_else_from_si_lulc(tmp_p
 
 
 def test_a_mapping_from_values_to_ids_is_short_for_a_list_of_classes() -> None:
-    short = Reference(file="r.gpkg", class_table={"2000": 2, 1100: 1, 1300.0: 2})
+    short = Reference(file="r.gpkg", class_table={1100: 1, "2000": 2, 1300.0: 2})
     long = Reference.model_validate(
-        {"file": "r.gpkg", "class_table": [{"id": 1, "codes": ["1100"]}, {"id": 2, "codes": ["1300", "2000"]}]}
+        {"file": "r.gpkg", "class_table": [{"id": 1, "codes": ["1100"]}, {"id": 2, "codes": ["2000", "1300"]}]}
     )
 
     assert short == long

@@ -247,6 +247,20 @@ def test_any_part_of_a_shapefile_that_is_named_stands_for_the_whole(tmp_path: Pa
     assert reference_source(named, STORAGE) != before
 
 
+def test_a_file_geodatabase_is_all_that_is_in_its_folder(tmp_path: Path) -> None:
+    path = tmp_path / "r.gdb"
+    frame = gpd.GeoDataFrame({"LULC_ID": [2]}, geometry=[WHOLE], crs=32633)
+    pyogrio.write_dataframe(frame, path, layer="land", driver="OpenFileGDB")
+    reference = Reference(file=str(path), layer="land")
+    before = check_reference(reference, STORAGE)
+    assert checked_and_prepared(path, tmp_path / "work")[0].ids.tolist() == [2]
+
+    table = max(path.glob("*.gdbtable"))
+    table.write_bytes(table.read_bytes() + b" ")
+
+    assert reference_source(reference, STORAGE) != before
+
+
 @pytest.mark.parametrize("name", ["a!b.gpkg", "a;b.gpkg", "a.gpkg?"])
 def test_a_path_that_would_be_opened_as_another_is_refused(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / "r.gpkg", [WHOLE], LULC_ID=[2]).rename(tmp_path / name)
