@@ -92,7 +92,8 @@ def land_cover(  # noqa: PLR0913, PLR0917 - each is one part of the form that a 
             if pipeline.pending:
                 deliver_tiles_file(order)
                 ownership.renew()
-                job = find_or_create(order.work, storage, service, limits, plan.price_pu.high, len(plan.tiles))
+                price, tiles = plan.price_pu.high, len(plan.tiles)
+                job = find_or_create(order.work, storage, service, limits, price, tiles, ownership.noted_request)
                 ownership.note_request(job)
                 tell_request(job)
                 job = analyse(job, service)

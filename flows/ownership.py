@@ -72,6 +72,11 @@ class Ownership:
         self.check()
         self._holding.renew()
 
+    @property
+    def noted_request(self) -> str:
+        """Id of the request that does the work, of an earlier run as well; empty where none is known."""
+        return self._holding.lease.request_id
+
     def note_request(self, job: Job) -> None:
         """Say in the lease which request does the work."""
         self._holding.note_request(job.id)

@@ -20,7 +20,16 @@ from sentinelhub import BatchProcessClient
 from sentinelhub.api.utils import AccessSpecification
 from shapely.geometry.base import BaseGeometry
 
-from tasks.errors import AccessDenied, BudgetExceeded, InvalidInput, JobFailed, NotYet, ServiceError, Unavailable
+from tasks.errors import (
+    AccessDenied,
+    BudgetExceeded,
+    InvalidInput,
+    JobFailed,
+    NotThere,
+    NotYet,
+    ServiceError,
+    Unavailable,
+)
 from tasks.evalscript import USERDATA, Script
 from tasks.form import FormModel
 from tasks.service import RETRY_AFTER_SECONDS, Job, Service, call, connect, get_job, job_of, patiently
@@ -254,7 +263,13 @@ def create_job(client: BatchProcessClient, work: Work, storage: Storage) -> Job:
 
 
 def find_or_create_job(
-    client: BatchProcessClient, work: Work, storage: Storage, limits: Limits, price_pu: float, tiles: int
+    client: BatchProcessClient,
+    work: Work,
+    storage: Storage,
+    limits: Limits,
+    price_pu: float,
+    tiles: int,
+    noted: str = "",
 ) -> Job:
     """Attach to the request that does this work already, or create it if its price is within the limits.
 
@@ -265,6 +280,7 @@ def find_or_create_job(
         limits: what may be spent.
         price_pu: what the request may cost, processing units.
         tiles: how many it has, for the message.
+        noted: id of a request that an earlier run has created for this work; the service's list may lag behind it.
 
     Raises:
         BudgetExceeded: it may cost more than ``limits.max_pu``.
@@ -272,6 +288,8 @@ def find_or_create_job(
         ServiceError: see :func:`create_job`.
     """
     jobs = patiently(lambda: jobs_of(client, work))
+    if noted and noted not in {job.id for job in jobs}:
+        jobs = [*_noted_job(client, noted), *jobs]
     job = best_job(jobs, work, storage)
     if job is None:
         check_not_paid(jobs, limits)
@@ -468,6 +486,18 @@ def _look(client: BatchProcessClient, job: Job) -> Job | None:
         return None
 
 
+def _noted_job(client: BatchProcessClient, request_id: str) -> list[Job]:
+    """Look for a request that is not in the list; none when the service does not know it, or it is another account's.
+
+    Raises:
+        Unavailable: the service does not answer.
+    """
+    try:
+        return [patiently(lambda: get_job(client, request_id), ACTION_LAG_SECONDS)]
+    except (NotThere, AccessDenied, InvalidInput):
+        return []
+
+
 def _moved_on(client: BatchProcessClient, job: Job) -> Job | None:
     now = _look(client, job)
     return now if now is not None and now.status != job.status else None
@@ -541,9 +571,11 @@ def _specification(url: str, storage: Storage, **access: str) -> AccessSpecifica
 
 
 @task(task_run_name="find or create the request for {work.name}", cache_policy=NO_CACHE)
-def find_or_create(work: Work, storage: Storage, service: Service, limits: Limits, price_pu: float, tiles: int) -> Job:
+def find_or_create(
+    work: Work, storage: Storage, service: Service, limits: Limits, price_pu: float, tiles: int, noted: str = ""
+) -> Job:
     """See :func:`find_or_create_job`."""
-    return find_or_create_job(connect(service), work, storage, limits, price_pu, tiles)
+    return find_or_create_job(connect(service), work, storage, limits, price_pu, tiles, noted)
 
 
 @task(task_run_name="analyse {job.id}", cache_policy=NO_CACHE)

@@ -8,7 +8,7 @@
     ├── ServiceError        Sentinel Hub refused, or answered what cannot be understood
     │   ├── AccessDenied    the credentials are wrong or not sufficient: mend them
     │   └── Unavailable     no answer, or an error of its own: what it did is not known; ask again later
-    │       └── NotYet      404 or 429: nothing was done; ask again later
+    │       └── NotYet      429, and as NotThere 404: nothing was done; ask again later
     ├── LeaseHeld           another run does this work: wait for it, or stop it
     ├── LeaseLost           another run may do this work now: end, and buy nothing
     ├── RunTimedOut         the run has lasted as long as it may: run again to go on
@@ -59,6 +59,10 @@ class Unavailable(ServiceError):
 
 class NotYet(Unavailable):
     """The service did nothing (404, 429): what was asked may be asked again later, even to create or to start."""
+
+
+class NotThere(NotYet):
+    """The service does not know what was asked about (404); a new request is not known everywhere at once."""
 
 
 class LeaseHeld(EopatchFlowError):

@@ -36,7 +36,7 @@ from sentinelhub.exceptions import (
     MissingDataInRequestException,
 )
 
-from tasks.errors import AccessDenied, InvalidInput, NotYet, ServiceError, Unavailable
+from tasks.errors import AccessDenied, InvalidInput, NotThere, NotYet, ServiceError, Unavailable
 from tasks.form import FormModel
 from tasks.storage import is_loopback
 
@@ -231,7 +231,8 @@ def call(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     Raises:
         InvalidInput: 400, the request itself is wrong.
         AccessDenied: 401 with a new token, 403, or a wrong client.
-        NotYet: 404 (a new request is not everywhere known at once), 429.
+        NotThere: 404.
+        NotYet: 429.
         Unavailable: 5xx, no connection, no answer in time, an answer that cannot be understood.
         ServiceError: any other refusal.
     """
@@ -324,7 +325,8 @@ def _translated(cause: requests.RequestException | None, text: str) -> Exception
             f"Sentinel Hub denied access ({status}): {said}. Check the credentials and their rights."
         )
     if status in (requests.codes.not_found, requests.codes.too_many_requests):
-        return NotYet(f"Sentinel Hub answered {status}: {said}", retry_after_seconds(response.headers), answered=True)
+        kind = NotThere if status == requests.codes.not_found else NotYet
+        return kind(f"Sentinel Hub answered {status}: {said}", retry_after_seconds(response.headers), answered=True)
     if status >= requests.codes.server_error:
         text = f"Sentinel Hub answered {status}: {said}"
         return Unavailable(text, retry_after_seconds(response.headers), answered=True)

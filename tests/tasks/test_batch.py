@@ -27,6 +27,7 @@ from tasks.batch import (
     create_job,
     find_job,
     find_or_create,
+    find_or_create_job,
     own_requests,
     process_request,
     restartable_from,
@@ -38,6 +39,7 @@ from tasks.errors import BudgetExceeded, InvalidInput, JobFailed, Unavailable
 from tasks.evalscript import Script
 from tasks.service import Job, NotYet, Service, connect, get_job
 from tasks.storage import Storage
+from tests.localhub.watching import faults
 from tests.tasks.conftest import SUMMER
 from tests.tasks.faulty_server import Fault, FaultyServer
 
@@ -369,6 +371,37 @@ def test_our_requests_are_known_by_their_description(client: BatchProcessClient,
 
 
 # ---- money, tiles ----
+
+
+def test_a_request_that_an_earlier_run_has_noted_is_found_before_the_list_has_it(
+    hub: LocalHub, client: BatchProcessClient, work: Work, storage: Storage
+) -> None:
+    with faults(hub, hidden_from_list_seconds=3600):
+        first = create_job(client, work, storage)
+        again = find_or_create_job(client, work, storage, LIMITS, 1.0, 1, first.id)
+        assert all_of(client, work) == []
+    assert (again.id, again.found) == (first.id, True)
+    assert all_of(client, work) == [first.id]
+
+
+def test_a_noted_request_that_the_service_does_not_know_is_created_anew(
+    client: BatchProcessClient, work: Work, storage: Storage
+) -> None:
+    created = find_or_create_job(client, work, storage, LIMITS, 1.0, 1, str(uuid.uuid4()))
+    assert not created.found
+    assert all_of(client, work) == [created.id]
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_nothing_is_created_while_it_is_not_known_whether_the_noted_request_exists(
+    hub: LocalHub, client: BatchProcessClient, work: Work, storage: Storage, status: int
+) -> None:
+    with (
+        faults(hub, api=[{"operation": "get", "status": status, "times": 100}]),
+        pytest.raises(Unavailable, match=str(status)),
+    ):
+        find_or_create_job(client, work, storage, LIMITS, 1.0, 1, str(uuid.uuid4()))
+    assert all_of(client, work) == []
 
 
 @pytest.mark.parametrize(("price", "cap"), [(1000.0, 1000.0), (0.0, 1.0)])
