@@ -244,7 +244,7 @@ def _problem(error: Any) -> str:
     text = error["msg"].removeprefix("Value error, ")
     hidden = (
         error["type"] == "extra_forbidden"
-        or (error["loc"][0] == "reference" and error["loc"][-1] == "file")
+        or error["loc"][-1] == "file"
         or isinstance(error["input"], dict)
         or re.search("@|password", str(error["input"]))
     )

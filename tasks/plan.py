@@ -24,6 +24,7 @@ from tasks.errors import InvalidInput
 from tasks.form import FormModel
 from tasks.grid import GRIDS, Tile, grid_with, tiles_of_geopackage, tiles_of_grid
 from tasks.ledger import TileRecord, TileState
+from tasks.reference.address import check_address, is_database
 
 LONLAT = 4326
 """EPSG code of longitude and latitude, the CRS of bbox and GeoJSON."""
@@ -88,6 +89,15 @@ class Area(FormModel):
         description="Vector file with polygons, in any format and CRS that GDAL reads: a path, or one file on s3://.",
         examples=["slovenia.gpkg"],
     )
+
+    @field_validator("file")
+    @classmethod
+    def _no_secret(cls, value: str | None) -> str | None:
+        if value is not None:
+            check_address(value)
+            if is_database(value):
+                raise ValueError("a database is no area file; write the area's polygons to a file")
+        return value
 
     @field_validator("name")
     @classmethod

@@ -55,6 +55,25 @@ def test_dates_of_yaml_need_no_quotes(tmp_path: Path) -> None:
     assert read_config(tmp_path / "run.yml").period.end == date(2019, 5, 1)
 
 
+@pytest.mark.parametrize(
+    "file",
+    [
+        "postgresql://u:hush@db.example.org/land",
+        "PG:host=db password=hush",
+        "/vsicurl/https://u:hush@example.org/area.gpkg",
+        "s3://key:hush@bucket/area.gpkg",
+        "https://u:hush@example.org/area.gpkg",
+    ],
+)
+def test_an_area_file_with_a_secret_is_refused_and_not_repeated(file: str) -> None:
+    told = problems(CONFIG | {"area": {"name": "Ljubljana", "file": file}})
+    assert "area.file: " in told[1]
+    assert "hush" not in "".join(told)
+    for good in ("data/area.gpkg", "s3://bucket/me@example.org/area.gpkg", None):
+        assert parse_config(CONFIG | {"area": {"name": "Ljubljana", "file": good}}, "x").area.file == good
+    assert "a database is no area file" in problems(CONFIG | {"area": {"file": "postgresql://u@db/land"}})[1]
+
+
 def test_where_a_real_service_is_paid_area_and_period_must_be_said() -> None:
     real = CONFIG | {"service": {"base_url": "https://services.sentinel-hub.com"}}
     assert parse_config(real, "run.yaml").area.name == "Ljubljana"
