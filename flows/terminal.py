@@ -12,7 +12,8 @@ from rich.progress import Progress as Bars
 from flows.progress import Asker, Listener, Progress, asked_by, listening, typed_yes
 
 PLAIN_LINE_SECONDS = 10.0
-"""Without a terminal a stage is told of when it ends, and no more often than this before."""
+"""Without a terminal a stage is told of when it ends, and no more often than this before; what it says besides, at
+once."""
 
 
 @contextmanager
@@ -73,7 +74,8 @@ def _plain_lines(console: Console) -> Listener:
         now = time.monotonic()
         ends = progress.finished and progress.total > 0
         due = now - told.setdefault(progress.stage, now) >= PLAIN_LINE_SECONDS
-        if progress.stage not in ended and (ends or due):
+        says = bool(progress.note) and not progress.total
+        if says or (progress.stage not in ended and (ends or due)):
             told[progress.stage] = now
             count = f"{progress.done}/{progress.total}" if progress.total else ""
             console.print(

@@ -74,6 +74,11 @@ def test_without_a_terminal_a_long_stage_is_told_of_now_and_then(monkeypatch: py
     assert len(plain(*(Progress("Process", done, 3) for done in range(4)))) == 4
 
 
+def test_what_a_stage_says_is_a_plain_line_at_once() -> None:
+    told = plain(Progress("Ownership", note="Waiting for run a"), Progress("Repair", note="Ordering 1 tiles again"))
+    assert [line.split(maxsplit=1)[1].strip() for line in told] == ["Waiting for run a", "Ordering 1 tiles again"]
+
+
 @pytest.mark.parametrize("note", ["[Errno 111] refused", "[red]no style[/red]", "a [/] b", "[link=x]"])
 def test_a_note_is_text_whatever_brackets_it_has(note: str) -> None:
     assert note in plain(Progress("Process", 3, 3, note))[0]
