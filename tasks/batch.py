@@ -289,7 +289,7 @@ def find_or_create_job(
     """
     jobs = patiently(lambda: jobs_of(client, work))
     if noted and noted not in {job.id for job in jobs}:
-        jobs = [*_noted_job(client, noted), *jobs]
+        jobs = [*_noted_job(client, work, noted), *jobs]
     job = best_job(jobs, work, storage)
     if job is None:
         check_not_paid(jobs, limits)
@@ -486,16 +486,18 @@ def _look(client: BatchProcessClient, job: Job) -> Job | None:
         return None
 
 
-def _noted_job(client: BatchProcessClient, request_id: str) -> list[Job]:
-    """Look for a request that is not in the list; none when the service does not know it, or it is another account's.
+def _noted_job(client: BatchProcessClient, work: Work, request_id: str) -> list[Job]:
+    """Look for a request that is not in the list; none when the service does not know it, or it does other work.
 
     Raises:
         Unavailable: the service does not answer.
     """
     try:
-        return [patiently(lambda: get_job(client, request_id), ACTION_LAG_SECONDS)]
+        request = patiently(lambda: call(client.get_request, request_id), ACTION_LAG_SECONDS)
     except (NotThere, AccessDenied, InvalidInput):
         return []
+    described = str(request.request.get("description") or "")
+    return [job_of(request)] if f"[{work.fingerprint}]" in described else []  # not a repair of it
 
 
 def _moved_on(client: BatchProcessClient, job: Job) -> Job | None:
