@@ -16,7 +16,7 @@ import shapely
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from pydantic import ConfigDict, Field, model_validator
-from sentinelhub import BatchProcessClient
+from sentinelhub import BatchProcessClient, BatchProcessRequest
 from sentinelhub.api.utils import AccessSpecification
 from shapely.geometry.base import BaseGeometry
 
@@ -189,13 +189,21 @@ def best_job(jobs: Iterable[Job], work: Work, storage: Storage) -> Job | None:
 
 def jobs_of(client: BatchProcessClient, work: Work) -> list[Job]:
     """Give all requests that have this work's fingerprint, newest first, whatever became of them."""
-    return [job for description, job in described_jobs(client) if f"[{work.fingerprint}]" in description]
+    return [job for description, job in described_jobs(client) if _is_of(description, work)]
 
 
 def described_jobs(client: BatchProcessClient) -> list[tuple[str, Job]]:
     """Give all requests of the account with their descriptions, newest first."""
     listed = call(lambda: list(client.iter_requests(sort="created:desc")))
-    return [(str(request.request.get("description") or ""), job_of(request)) for request in listed]
+    return [_described(request) for request in listed]
+
+
+def _described(request: BatchProcessRequest) -> tuple[str, Job]:
+    return str(request.request.get("description") or ""), job_of(request)
+
+
+def _is_of(description: str, work: Work) -> bool:
+    return f"[{work.fingerprint}]" in description
 
 
 @dataclass(frozen=True, slots=True)
@@ -496,8 +504,8 @@ def _noted_job(client: BatchProcessClient, work: Work, request_id: str) -> list[
         request = patiently(lambda: call(client.get_request, request_id), ACTION_LAG_SECONDS)
     except (NotThere, AccessDenied, InvalidInput):
         return []
-    described = str(request.request.get("description") or "")
-    return [job_of(request)] if f"[{work.fingerprint}]" in described else []  # not a repair of it
+    description, job = _described(request)
+    return [job] if _is_of(description, work) else []  # not a repair of it
 
 
 def _moved_on(client: BatchProcessClient, job: Job) -> Job | None:

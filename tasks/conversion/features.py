@@ -191,7 +191,8 @@ class _Loader:
     def planes(self, place: int) -> list[Planes]:
         """The files of a feature by its place in the mapping, when all of them are there."""
         self._begin(place)
-        (rooms, futures), self._begun[place] = self._begun[place], (self._begun[place][0], [])
+        rooms, futures = self._begun[place]
+        self._begun[place] = rooms, []
         planes = [future.result() for future in futures]
         rooms.settle()
         return planes
